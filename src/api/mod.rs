@@ -1,0 +1,1 @@
+//! Control over a Unix socket: HTTP, authorised by the uid and gid of the peer.

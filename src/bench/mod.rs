@@ -1,0 +1,1 @@
+//! The load that demo and tests use.

@@ -1,0 +1,289 @@
+//! What a mount is to be: plain data that every module may import.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// One FUSE stack.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// Crate fuser (synchronous), with libfuse 2's `fusermount`.
+    Fuse2,
+    /// Crate fuse3 (asynchronous), with libfuse 3's `fusermount3`.
+    Fuse3,
+}
+
+impl Backend {
+    /// Both, in the order of their numbers in the ledger.
+    pub const ALL: [Self; 2] = [Self::Fuse2, Self::Fuse3];
+
+    /// The name in messages, metrics and options.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fuse2 => "fuse2",
+            Self::Fuse3 => "fuse3",
+        }
+    }
+
+    /// The other one.
+    #[must_use]
+    pub fn other(self) -> Self {
+        match self {
+            Self::Fuse2 => Self::Fuse3,
+            Self::Fuse3 => Self::Fuse2,
+        }
+    }
+
+    /// Index into tables that have a place for each backend.
+    #[must_use]
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
+    /// Whether this build of the program has it (cargo features `fuse2` and `fuse3`).
+    #[must_use]
+    pub fn is_built_in(self) -> bool {
+        match self {
+            Self::Fuse2 => cfg!(feature = "fuse2"),
+            Self::Fuse3 => cfg!(feature = "fuse3"),
+        }
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A name that is not one of those it may be.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("unknown {what} \"{given}\": use {expected}")]
+pub struct UnknownName {
+    what: &'static str,
+    given: String,
+    expected: &'static str,
+}
+
+impl FromStr for Backend {
+    type Err = UnknownName;
+
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
+        match name {
+            "fuse2" | "fusepy" => Ok(Self::Fuse2),
+            "fuse3" | "pyfuse3" => Ok(Self::Fuse3),
+            _ => Err(UnknownName { what: "backend", given: name.into(), expected: "fuse2 or fuse3" }),
+        }
+    }
+}
+
+/// Which backend a mount starts with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum BackendChoice {
+    /// fuse3 if this build has it, else fuse2.
+    #[default]
+    Auto,
+    /// This one.
+    Only(Backend),
+}
+
+impl BackendChoice {
+    /// The backend that is meant.
+    #[must_use]
+    pub fn resolve(self) -> Backend {
+        match self {
+            Self::Only(backend) => backend,
+            Self::Auto if Backend::Fuse3.is_built_in() => Backend::Fuse3,
+            Self::Auto => Backend::Fuse2,
+        }
+    }
+}
+
+impl FromStr for BackendChoice {
+    type Err = UnknownName;
+
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
+        if name == "auto" {
+            return Ok(Self::Auto);
+        }
+        name.parse()
+            .map(Self::Only)
+            .map_err(|error: UnknownName| UnknownName { expected: "auto, fuse2 or fuse3", ..error })
+    }
+}
+
+/// Who calls `mount(2)`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Helper {
+    /// `direct` with CAP_SYS_ADMIN, else the helper of the backend that starts.
+    #[default]
+    Auto,
+    /// libfuse 2's set-uid `fusermount`.
+    Fusermount,
+    /// libfuse 3's set-uid `fusermount3`.
+    Fusermount3,
+    /// The server itself.
+    Direct,
+}
+
+impl Helper {
+    /// The name in options and messages.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Fusermount => "fusermount",
+            Self::Fusermount3 => "fusermount3",
+            Self::Direct => "direct",
+        }
+    }
+}
+
+impl fmt::Display for Helper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Helper {
+    type Err = UnknownName;
+
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
+        [Self::Auto, Self::Fusermount, Self::Fusermount3, Self::Direct]
+            .into_iter()
+            .find(|helper| helper.name() == name)
+            .ok_or_else(|| UnknownName {
+                what: "helper",
+                given: name.into(),
+                expected: "auto, fusermount, fusermount3 or direct",
+            })
+    }
+}
+
+/// Sizes and numbers of requests.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Io {
+    /// Largest WRITE in bytes; at most 1 MiB, a multiple of the page size.
+    pub max_write: u32,
+    /// Largest read-ahead in bytes.
+    pub max_readahead: u32,
+    /// Reader threads of backend `fuse2`.
+    pub threads: usize,
+}
+
+impl Default for Io {
+    fn default() -> Self {
+        Self { max_write: 1 << 20, max_readahead: 1 << 20, threads: 16 }
+    }
+}
+
+/// How long the kernel may keep what it was told. The same for both backends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Cache {
+    /// Lifetime of attributes.
+    pub attributes: Duration,
+    /// Lifetime of names that exist.
+    pub entries: Duration,
+    /// Lifetime of names that do not exist; 0 turns it off.
+    pub negative: Duration,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self { attributes: Duration::from_secs(1), entries: Duration::from_secs(1), negative: Duration::ZERO }
+    }
+}
+
+/// How long to wait for what.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Deadlines {
+    /// For requests that a backend holds when it is parked; then they are answered EIO.
+    pub drain: Duration,
+    /// For each step of a switch that waits for a backend to react.
+    pub switch: Duration,
+    /// For a busy mount to become free; then it is unmounted lazily.
+    pub unmount: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self { drain: Duration::from_secs(2), switch: Duration::from_secs(5), unmount: Duration::from_secs(10) }
+    }
+}
+
+/// One configured pair of source directory and mount point.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Mount {
+    /// Name in commands, metrics and messages.
+    pub name: String,
+    /// Directory that is served; absolute.
+    pub source: PathBuf,
+    /// Where it appears; absolute. `/dev/fd/N` stands for a FUSE descriptor that is mounted and not negotiated.
+    pub mountpoint: PathBuf,
+    /// The stable backend.
+    pub backend: BackendChoice,
+    /// Who mounts.
+    pub helper: Helper,
+    /// Whether other users than the one who mounts are admitted.
+    pub allow_other: bool,
+    /// Whether writing is refused.
+    pub read_only: bool,
+    /// Sizes and numbers of requests.
+    pub io: Io,
+    /// Lifetimes in the kernel's caches.
+    pub cache: Cache,
+    /// How long to wait for what.
+    pub deadlines: Deadlines,
+}
+
+impl Mount {
+    /// A mount with defaults.
+    #[must_use]
+    pub fn new(name: impl Into<String>, source: impl Into<PathBuf>, mountpoint: impl Into<PathBuf>) -> Self {
+        Self {
+            name: name.into(),
+            source: source.into(),
+            mountpoint: mountpoint.into(),
+            backend: BackendChoice::default(),
+            helper: Helper::default(),
+            allow_other: false,
+            read_only: false,
+            io: Io::default(),
+            cache: Cache::default(),
+            deadlines: Deadlines::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case("fuse2", Backend::Fuse2)]
+    #[case("fusepy", Backend::Fuse2)]
+    #[case("fuse3", Backend::Fuse3)]
+    #[case("pyfuse3", Backend::Fuse3)]
+    fn backends_have_old_names_too(#[case] name: &str, #[case] backend: Backend) {
+        assert_eq!(name.parse(), Ok(backend));
+    }
+
+    #[test]
+    fn an_unknown_name_says_what_would_be_right() {
+        assert_eq!(
+            "fuse4".parse::<BackendChoice>().unwrap_err().to_string(),
+            "unknown backend \"fuse4\": use auto, fuse2 or fuse3"
+        );
+        assert_eq!(
+            "sudo".parse::<Helper>().unwrap_err().to_string(),
+            "unknown helper \"sudo\": use auto, fusermount, fusermount3 or direct"
+        );
+    }
+}

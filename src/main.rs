@@ -1,0 +1,7 @@
+//! The program `lighthouse-fs`; see the library for the map of the house.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lighthouse_fs::cli::main()
+}

@@ -1,0 +1,236 @@
+//! What daemon and server say to each other: small typed messages over a SOCK_SEQPACKET pair, one JSON object a message.
+//!
+//! [`Hello`](Report::Hello), [`Stop`](Order::Stop) and the version stay readable for the version before, so that a daemon
+//! can always tell an older server to end.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Backend, Mount};
+
+/// Version of the messages.
+pub const VERSION: u32 = 1;
+/// Longest message in bytes; well below what a SEQPACKET socket takes by default (212,960).
+const LONGEST: usize = 64 << 10;
+
+/// Daemon to server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "order", rename_all = "snake_case")]
+pub enum Order {
+    /// The first message: mount and serve. Answered by [`Report::Hello`] or [`Report::Failed`].
+    Serve {
+        /// Version of the messages.
+        version: u32,
+        /// What to serve.
+        mount: Box<Mount>,
+    },
+    /// Change the backend. Answered by [`Report::Switched`] or [`Report::Failed`].
+    Switch {
+        /// The backend that is to serve.
+        to: Backend,
+        /// Why, in a word: `operator`, `rollback` …
+        reason: String,
+    },
+    /// Unmount and end. Answered by [`Report::Stopped`], then the server exits.
+    Stop,
+}
+
+/// Server to daemon.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "report", rename_all = "snake_case")]
+pub enum Report {
+    /// The mount is made and served.
+    Hello {
+        /// Version of the messages.
+        version: u32,
+        /// The backend that serves.
+        active: Backend,
+        /// Minor version of the FUSE protocol that the kernel speaks (7.x).
+        protocol_minor: u32,
+        /// How it was mounted.
+        helper: String,
+        /// Why a backend of this build cannot serve here, if so.
+        unavailable: Vec<Unavailable>,
+    },
+    /// A switch is done.
+    Switched(Switched),
+    /// An order failed; what was before goes on.
+    Failed {
+        /// What was tried, what happened, what to do.
+        message: String,
+    },
+    /// Sent without an order: a session ended by itself and the other backend has taken over.
+    FailedOver(Switched),
+    /// The mount is gone and the server ends. Sent without an order when somebody else has unmounted.
+    Stopped {
+        /// Whether the mount was busy and had to be detached lazily.
+        lazily: bool,
+        /// Whether somebody else had unmounted.
+        by_others: bool,
+    },
+}
+
+/// A backend that cannot serve.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unavailable {
+    /// Which.
+    pub backend: Backend,
+    /// Why, and what to do.
+    pub reason: String,
+}
+
+/// What a switch did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Switched {
+    /// The backend that served before.
+    pub from: Backend,
+    /// The backend that serves now.
+    pub to: Backend,
+    /// Why.
+    pub reason: String,
+    /// How long no backend was reading requests, or reading was held back, in milliseconds.
+    pub pause_ms: f64,
+    /// How long the whole switch took, with the old backend's drain, in milliseconds.
+    pub total_ms: f64,
+    /// Requests that the old backend held when it stopped reading; it has answered them since.
+    pub in_flight: usize,
+    /// Those of them that were answered EIO at the deadline.
+    pub answered_for_hung: usize,
+}
+
+/// One end of the socket pair.
+#[derive(Debug)]
+pub struct Line(OwnedFd);
+
+/// Why a message did not come.
+#[derive(Debug, thiserror::Error)]
+pub enum LineError {
+    /// The other process is gone.
+    #[error("the other process has gone")]
+    Closed,
+    /// Nothing came in time.
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    /// Neither side of the same version, or damaged.
+    #[error("a message cannot be understood: {0}")]
+    Malformed(#[from] serde_json::Error),
+    /// The socket failed.
+    #[error("the socket between daemon and server failed: {0}")]
+    Socket(#[from] io::Error),
+}
+
+impl From<nix::errno::Errno> for LineError {
+    fn from(error: nix::errno::Errno) -> Self {
+        match error {
+            nix::errno::Errno::EPIPE | nix::errno::Errno::ECONNRESET => Self::Closed,
+            other => Self::Socket(other.into()),
+        }
+    }
+}
+
+impl Line {
+    /// A pair of connected ends.
+    ///
+    /// # Errors
+    /// When no descriptors are left.
+    pub fn pair() -> io::Result<(Self, Self)> {
+        let (a, b) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        Ok((Self(a), Self(b)))
+    }
+
+    /// Sends one message.
+    ///
+    /// # Errors
+    /// [`LineError::Closed`] when the other side is gone; [`LineError::Socket`] (EAGAIN) when it does not read.
+    pub fn send(&self, message: &impl Serialize) -> Result<(), LineError> {
+        let bytes = serde_json::to_vec(message)?;
+        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+        sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(&bytes)], &[], flags, None)?;
+        Ok(())
+    }
+
+    /// Waits for one message for at most `limit`.
+    ///
+    /// # Errors
+    /// [`LineError::Timeout`] after `limit`, [`LineError::Closed`] when the other side is gone.
+    pub fn receive<T: DeserializeOwned>(&self, limit: Duration) -> Result<T, LineError> {
+        let end = Instant::now() + limit;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let timeout = PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX);
+            match poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], timeout) {
+                Ok(0) if left.is_zero() => return Err(LineError::Timeout(limit)),
+                Ok(0) | Err(nix::errno::Errno::EINTR) => {}
+                Ok(_) => return self.receive_now(),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn receive_now<T: DeserializeOwned>(&self) -> Result<T, LineError> {
+        let mut bytes = vec![0; LONGEST];
+        let mut parts = [IoSliceMut::new(&mut bytes)];
+        let received =
+            recvmsg::<()>(self.0.as_raw_fd(), &mut parts, None, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC)?
+                .bytes;
+        if received == 0 {
+            return Err(LineError::Closed);
+        }
+        Ok(serde_json::from_slice(&bytes[..received])?)
+    }
+}
+
+impl AsFd for Line {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl From<OwnedFd> for Line {
+    fn from(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+}
+
+impl From<Line> for OwnedFd {
+    fn from(line: Line) -> Self {
+        line.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_arrive_whole_and_closing_is_seen() {
+        let (daemon, server) = Line::pair().unwrap();
+        let order = Order::Switch { to: Backend::Fuse3, reason: "operator".into() };
+        daemon.send(&order).unwrap();
+        daemon.send(&Order::Stop).unwrap();
+        assert_eq!(server.receive::<Order>(Duration::from_secs(1)).unwrap(), order);
+        assert_eq!(server.receive::<Order>(Duration::from_secs(1)).unwrap(), Order::Stop);
+        drop(daemon);
+        assert!(matches!(server.receive::<Order>(Duration::from_secs(1)), Err(LineError::Closed)));
+        assert!(matches!(server.send(&Order::Stop), Err(LineError::Closed)));
+    }
+
+    #[test]
+    fn silence_ends_at_the_deadline() {
+        let (_daemon, server) = Line::pair().unwrap();
+        assert!(matches!(server.receive::<Order>(Duration::from_millis(5)), Err(LineError::Timeout(_))));
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        let (daemon, server) = Line::pair().unwrap();
+        daemon.send(&serde_json::json!({"order": "dance"})).unwrap();
+        assert!(matches!(server.receive::<Order>(Duration::from_secs(1)), Err(LineError::Malformed(_))));
+    }
+}

@@ -1,0 +1,1 @@
+//! Tables that map node and handle numbers to what stands behind them.
