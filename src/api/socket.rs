@@ -1,0 +1,258 @@
+//! Where daemons listen, and how one takes its place there.
+
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
+use rustix::fs::{FlockOperation, flock};
+
+/// Name of the socket in its folder.
+const NAME: &str = "control.sock";
+/// Folder of the service, run by root.
+const SERVICE: &str = "/run/lighthouse-fs";
+/// For a daemon that takes its place in the same folder at the same moment.
+const DEADLINE: Duration = Duration::from_secs(3);
+
+/// Why a daemon cannot listen.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// Another daemon is there.
+    #[error(
+        "a daemon is listening on {} already: stop it, or choose another place for this one with --socket", .0.display()
+    )]
+    InUse(PathBuf),
+    /// The folder cannot be trusted.
+    #[error("{} is not a folder of this user alone ({why}): remove it, or use --socket", path.display())]
+    Untrusted {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The kernel refuses.
+    #[error("the control socket {} cannot be {action}: {source}; choose another place with --socket", path.display())]
+    Failed {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// Where this user's daemon listens unless told otherwise.
+#[must_use]
+pub fn default_path() -> PathBuf {
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
+    place(rustix::process::geteuid().as_raw(), runtime)
+}
+
+fn place(uid: u32, runtime: Option<PathBuf>) -> PathBuf {
+    let folder = match (uid, runtime) {
+        (0, _) => SERVICE.into(),
+        (_, Some(runtime)) => runtime.join("lighthouse-fs"),
+        (uid, None) => own_folder(uid),
+    };
+    folder.join(NAME)
+}
+
+fn own_folder(uid: u32) -> PathBuf {
+    format!("/tmp/lighthouse-fs-{uid}").into()
+}
+
+/// Places of all daemons that this user might ask: the own one and the service's; for root, everybody's. Nothing below
+/// another user's folder is touched, which could be a mount that hangs.
+#[must_use]
+pub fn known() -> Vec<PathBuf> {
+    let mut paths = vec![default_path(), Path::new(SERVICE).join(NAME)];
+    if rustix::process::geteuid().is_root() {
+        let of_users = |folder: &str| fs::read_dir(folder).into_iter().flatten().flatten();
+        paths.extend(of_users("/run/user").map(|entry| entry.path().join("lighthouse-fs").join(NAME)));
+        let own = of_users("/tmp").filter_map(|entry| {
+            let uid = entry.file_name().to_str()?.strip_prefix("lighthouse-fs-")?.parse().ok()?;
+            Some(own_folder(uid).join(NAME))
+        });
+        paths.extend(own);
+    }
+    paths.sort();
+    paths.dedup();
+    paths
+}
+
+/// A socket that is removed when its daemon ends.
+#[derive(Debug)]
+pub struct Listening {
+    path: PathBuf,
+    identity: (u64, u64),
+    listener: Option<UnixListener>,
+}
+
+impl Listening {
+    /// The listener, once; it does not block.
+    pub fn take(&mut self) -> Option<UnixListener> {
+        self.listener.take()
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        // Another daemon may have taken the place of a socket that somebody removed: leave that one alone.
+        if self.path.symlink_metadata().is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.identity)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::warn!(socket = %self.path.display(), %error, "the control socket could not be removed");
+        }
+    }
+}
+
+/// Listens on `path`. A socket that a killed daemon left there is replaced, a living daemon's is not.
+///
+/// The socket's mode is 0600: the kernel turns strangers away before they can occupy connections of the daemon, and the
+/// client turns its EACCES into a sentence. (The uid of each peer is checked all the same.)
+///
+/// # Errors
+/// When another daemon listens, or the folder or the socket cannot be made.
+pub fn listen(path: &Path) -> Result<Listening, ListenError> {
+    let failed = |action| move |source| ListenError::Failed { action, path: path.into(), source };
+    let folder = path.parent().ok_or_else(|| failed("placed")(io::ErrorKind::InvalidInput.into()))?;
+    make_folder(folder)?;
+    // Held until the socket is bound: of two daemons that find the same stale socket, the second would remove the first's.
+    let _lock = lock(folder)?;
+    match connect(path) {
+        Ok(()) | Err(Errno::EAGAIN) => return Err(ListenError::InUse(path.into())),
+        Err(Errno::ENOENT) => {}
+        Err(Errno::ECONNREFUSED) if is_socket(path) => fs::remove_file(path).map_err(failed("replaced"))?,
+        Err(error) => return Err(failed("used")(error.into())),
+    }
+    let listener = UnixListener::bind(path).map_err(failed("made"))?;
+    let metadata = path.symlink_metadata().map_err(failed("examined"))?;
+    let listening =
+        Listening { path: path.into(), identity: (metadata.dev(), metadata.ino()), listener: Some(listener) };
+    fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed("protected"))?;
+    if let Some(listener) = &listening.listener {
+        listener.set_nonblocking(true).map_err(failed("used"))?;
+    }
+    Ok(listening)
+}
+
+/// Tries whether somebody listens, without waiting: EAGAIN when somebody does who has stopped accepting.
+fn connect(path: &Path) -> nix::Result<()> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)
+}
+
+fn is_socket(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|metadata| metadata.file_type().is_socket())
+}
+
+/// Makes the socket's folder. The one in /tmp, where everybody may write, is made and checked with care.
+fn make_folder(folder: &Path) -> Result<(), ListenError> {
+    let failed = |source| ListenError::Failed { action: "placed", path: folder.into(), source };
+    let uid = rustix::process::geteuid().as_raw();
+    if folder != own_folder(uid) {
+        return DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(failed);
+    }
+    match DirBuilder::new().mode(0o700).create(folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
+        _ => {}
+    }
+    check_owner(folder, uid)?;
+    fs::set_permissions(folder, Permissions::from_mode(0o700)).map_err(failed)
+}
+
+fn check_owner(folder: &Path, uid: u32) -> Result<(), ListenError> {
+    let untrusted = |why: String| ListenError::Untrusted { path: folder.into(), why };
+    let metadata = folder.symlink_metadata().map_err(|error| untrusted(error.to_string()))?;
+    if !metadata.is_dir() {
+        return Err(untrusted("it is a link or a file".into()));
+    }
+    if metadata.uid() != uid {
+        return Err(untrusted(format!("it is owned by uid {}", metadata.uid())));
+    }
+    Ok(())
+}
+
+fn lock(folder: &Path) -> Result<File, ListenError> {
+    let failed = |source| ListenError::Failed { action: "reserved", path: folder.into(), source };
+    let file = File::open(folder).map_err(failed)?;
+    let end = Instant::now() + DEADLINE;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < end => sleep(Duration::from_millis(10)),
+            Err(error) => return Err(failed(error.into())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case(0, Some("/run/user/0"), "/run/lighthouse-fs/control.sock")]
+    #[case(1000, Some("/run/user/1000"), "/run/user/1000/lighthouse-fs/control.sock")]
+    #[case(1000, None, "/tmp/lighthouse-fs-1000/control.sock")]
+    fn everybody_has_a_place(#[case] uid: u32, #[case] runtime: Option<&str>, #[case] expected: &str) {
+        assert_eq!(place(uid, runtime.map(PathBuf::from)), Path::new(expected));
+    }
+
+    #[test]
+    fn a_living_daemon_keeps_its_socket_and_a_dead_one_loses_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("deep/er/control.sock");
+        let first = listen(&path).unwrap();
+        assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
+        assert!(matches!(listen(&path), Err(ListenError::InUse(_))));
+        drop(first);
+        assert!(!path.exists());
+
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists(), "what a killed daemon leaves");
+        let mut second = listen(&path).unwrap();
+        assert!(second.take().is_some());
+    }
+
+    #[test]
+    fn what_is_no_socket_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control.sock");
+        fs::write(&path, "precious").unwrap();
+        assert!(matches!(listen(&path), Err(ListenError::Failed { action: "used", .. })));
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_socket_that_took_the_place_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control.sock");
+        let first = listen(&path).unwrap();
+        fs::rename(&path, folder.path().join("away")).unwrap();
+        let second = listen(&path).unwrap();
+        drop(first);
+        assert!(path.exists());
+        drop(second);
+    }
+
+    #[test]
+    fn links_and_other_users_folders_are_not_trusted() {
+        let folder = tempfile::tempdir().unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(folder.path(), &link).unwrap();
+        let uid = rustix::process::geteuid().as_raw();
+        assert!(check_owner(folder.path(), uid).is_ok());
+        assert!(matches!(check_owner(&link, uid), Err(ListenError::Untrusted { .. })));
+        let error = check_owner(folder.path(), uid + 1).unwrap_err().to_string();
+        assert!(error.contains(&format!("it is owned by uid {uid}")), "{error}");
+    }
+}
