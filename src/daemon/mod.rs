@@ -1,1 +1,16 @@
 //! The control process: starts and watches the server of each mount; holds no FUSE descriptor.
+//!
+//! It reads mountinfo and nothing else of a mount: no stat, canonicalize or open at or below a mount point, because a
+//! thread that hangs there cannot even be killed.
+
+mod life;
+pub mod mount;
+pub mod mountinfo;
+mod preflight;
+pub mod process;
+mod running;
+mod status;
+
+pub use life::{Failure, Options, run};
+pub use preflight::{Refusal, check};
+pub use status::{Handle, Mounts};

@@ -1,0 +1,388 @@
+//! The task of one mount: the only one that talks to its server, so that orders never meet each other.
+//!
+//! It waits for nothing without a deadline, notes what the server reports unasked, and when it ends the mount is gone:
+//! unmounted by the server, or, if the server died or was stuck, taken away from here.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+
+use super::mountinfo;
+use super::process;
+use super::running::{Event, Running};
+use crate::api::ControlError;
+use crate::api::model::LastSwitch;
+use crate::config::{Backend, Deadlines, Mount};
+use crate::ledger::Ledger;
+use crate::server::orders::{Order, Report, Switched, Unavailable, VERSION};
+
+/// For a server to mount and begin; helpers have deadlines of their own below this.
+const START: Duration = Duration::from_secs(30);
+/// What a server may need beyond the deadlines that it keeps itself.
+const MARGIN: Duration = Duration::from_secs(3);
+/// For a process that has said its last word, or was killed, to be gone.
+const DEATH: Duration = Duration::from_secs(3);
+/// For a dead mount to be taken away.
+const CLEANING: Duration = Duration::from_secs(10);
+
+/// What the rest of the daemon wants of a mount.
+#[derive(Debug)]
+pub enum Request {
+    /// Change the backend.
+    Switch {
+        /// The backend that is to serve.
+        to: Backend,
+        /// Why, in a word.
+        reason: String,
+        /// Where the answer goes.
+        answer: oneshot::Sender<Result<Switched, ControlError>>,
+    },
+    /// Unmount and end.
+    Stop,
+}
+
+/// Where a mount's life has got to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Phase {
+    /// The server is mounting.
+    Starting,
+    /// It serves.
+    Serving,
+    /// It serves, and changes its backend at this moment.
+    Switching,
+    /// It is unmounting.
+    Stopping,
+    /// It is over.
+    Ended(End),
+}
+
+/// How a mount ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum End {
+    /// As it was told to.
+    Stopped,
+    /// Somebody else unmounted it.
+    Unmounted,
+    /// It never began.
+    Failed(String),
+    /// The server died, or had to be killed.
+    Died(String),
+}
+
+/// What the daemon knows of a mount beside its ledger.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// Where its life has got to.
+    pub phase: Phase,
+    /// The serving process.
+    pub server_pid: u32,
+    /// How it is mounted and served, once it is.
+    pub greeting: Option<Greeting>,
+    /// Backends that cannot serve.
+    pub unavailable: Vec<Unavailable>,
+    /// The last change of backend.
+    pub last_switch: Option<LastSwitch>,
+}
+
+/// What a server says when it begins to serve.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Greeting {
+    /// The backend that serves.
+    pub active: Backend,
+    /// Minor version of the FUSE protocol that the kernel speaks.
+    pub protocol_minor: u32,
+    /// How it was mounted.
+    pub helper: String,
+}
+
+/// One mount's task.
+pub struct Task {
+    mount: Arc<Mount>,
+    /// Where mountinfo shows the mount; `None` when it is somebody else's, of which we were given a descriptor.
+    place: Option<PathBuf>,
+    server: Running,
+    ledger: Ledger,
+    facts: watch::Sender<Facts>,
+    requests: mpsc::Receiver<Request>,
+    /// Answers that are still to come to orders whose deadline has passed. The server works in order, so that many
+    /// answers are skipped before the next one counts.
+    owed: usize,
+}
+
+impl Task {
+    /// A task over a server that has just been started, and where its requests come from and its facts go. Needs a
+    /// runtime.
+    ///
+    /// # Errors
+    /// When descriptors have run out.
+    pub fn new(
+        mount: Arc<Mount>,
+        place: Option<PathBuf>,
+        server: process::Server,
+    ) -> io::Result<(Self, mpsc::Sender<Request>, watch::Receiver<Facts>)> {
+        let process::Server { line, ledger, child } = server;
+        let server = Running::new(line, child)?;
+        let (facts, watcher) = watch::channel(Facts {
+            phase: Phase::Starting,
+            server_pid: server.pid(),
+            greeting: None,
+            unavailable: Vec::new(),
+            last_switch: None,
+        });
+        let (sender, requests) = mpsc::channel(16);
+        let task = Self { mount, place, server, ledger, facts, requests, owed: 0 };
+        Ok((task, sender, watcher))
+    }
+
+    /// Runs the mount from its start to its end.
+    pub async fn run(mut self) -> End {
+        let end = match self.start().await {
+            Ok(()) => self.serve().await,
+            Err(end) => end,
+        };
+        self.bury(&end).await;
+        self.facts.send_modify(|facts| facts.phase = Phase::Ended(end.clone()));
+        end
+    }
+
+    async fn start(&mut self) -> Result<(), End> {
+        let order = Order::Serve { version: VERSION, mount: Box::new((*self.mount).clone()) };
+        self.server.send(&order).map_err(|error| End::Failed(error.to_string()))?;
+        let deadline = tokio::time::Instant::now() + START;
+        loop {
+            let report = tokio::select! {
+                event = self.server.event() => match event {
+                    Event::Report(report) => report,
+                    Event::Gone(why) => return Err(End::Failed(format!("{why} while it was mounting; see the log"))),
+                },
+                request = self.requests.recv() => match request {
+                    Some(Request::Switch { answer, .. }) => {
+                        self.reply(answer, Err(ControlError::NotServed { mount: self.mount.name.clone(), why: "it is starting".into() }));
+                        continue;
+                    }
+                    Some(Request::Stop) | None => return Err(self.stop().await),
+                },
+                () = tokio::time::sleep_until(deadline) => {
+                    return Err(End::Failed(format!("the serving process has not mounted within {START:?}; see its log")));
+                }
+            };
+            match report {
+                Report::Hello { version: VERSION, active, protocol_minor, helper, unavailable } => {
+                    let greeting = Greeting { active, protocol_minor, helper };
+                    self.facts.send_modify(|facts| {
+                        facts.phase = Phase::Serving;
+                        facts.greeting = Some(greeting);
+                        facts.unavailable = unavailable;
+                    });
+                    return Ok(());
+                }
+                Report::Hello { version, .. } => {
+                    return Err(End::Failed(format!(
+                        "the serving process speaks version {version} of the messages, not {VERSION}: start both from one build"
+                    )));
+                }
+                Report::Failed { message } => return Err(End::Failed(message)),
+                other => self.note(other).map_or(Ok(()), Err)?,
+            }
+        }
+    }
+
+    async fn serve(&mut self) -> End {
+        loop {
+            let end = tokio::select! {
+                event = self.server.event() => match event {
+                    Event::Report(report) => self.note(report),
+                    Event::Gone(why) => Some(End::Died(why)),
+                },
+                request = self.requests.recv() => match request {
+                    Some(Request::Switch { to, reason, answer }) => self.answer_switch(to, reason, answer).await,
+                    Some(Request::Stop) | None => Some(self.stop().await),
+                },
+            };
+            if let Some(end) = end {
+                return end;
+            }
+        }
+    }
+
+    async fn answer_switch(
+        &mut self,
+        to: Backend,
+        reason: String,
+        answer: oneshot::Sender<Result<Switched, ControlError>>,
+    ) -> Option<End> {
+        if self.ledger.active() == Some(to) {
+            let idle =
+                Switched { from: to, to, reason, pause_ms: 0., total_ms: 0., in_flight: 0, answered_for_hung: 0 };
+            self.reply(answer, Ok(idle));
+            return None;
+        }
+        self.facts.send_modify(|facts| facts.phase = Phase::Switching);
+        let limit = switch_limit(&self.mount.deadlines);
+        let order = self.server.send(&Order::Switch { to, reason });
+        let result = match order {
+            Ok(()) => timeout(limit, self.switched()).await,
+            Err(error) => Ok(Err((ControlError::Refused(error.to_string()), None))),
+        };
+        let (result, end) = match result {
+            Ok(Ok(switched)) => (Ok(switched), None),
+            Ok(Err((error, end))) => (Err(error), end),
+            Err(_) => {
+                self.owed += 1;
+                (Err(ControlError::Late { mount: self.mount.name.clone(), limit }), None)
+            }
+        };
+        if let Err(error) = &result {
+            tracing::error!(mount = self.mount.name, %to, %error, "switch failed");
+        }
+        self.facts.send_modify(|facts| facts.phase = Phase::Serving);
+        self.reply(answer, result);
+        end
+    }
+
+    /// Waits for the answer to a switch. An error may come with the mount's end.
+    async fn switched(&mut self) -> Result<Switched, (ControlError, Option<End>)> {
+        loop {
+            let end = match self.server.event().await {
+                Event::Report(Report::Switched(switched)) if self.owed == 0 => {
+                    self.record(&switched);
+                    return Ok(switched);
+                }
+                Event::Report(Report::Failed { message }) if self.owed == 0 => {
+                    return Err((ControlError::Refused(message), None));
+                }
+                Event::Report(other) => self.note(other),
+                Event::Gone(why) => Some(End::Died(why)),
+            };
+            if let Some(end) = end {
+                let why = format!("it ended during the switch ({end:?})");
+                return Err((ControlError::NotServed { mount: self.mount.name.clone(), why }, Some(end)));
+            }
+        }
+    }
+
+    /// Tells the server to unmount, and waits until it has or its deadline has passed.
+    async fn stop(&mut self) -> End {
+        self.facts.send_modify(|facts| facts.phase = Phase::Stopping);
+        if let Err(error) = self.server.send(&Order::Stop) {
+            return End::Died(format!("it could not be told to stop: {error}"));
+        }
+        let limit = self.mount.deadlines.unmount + MARGIN;
+        let stopped = timeout(limit, async {
+            loop {
+                match self.server.event().await {
+                    Event::Report(Report::Stopped { lazily, .. }) => {
+                        if lazily {
+                            tracing::warn!(
+                                mount = self.mount.name,
+                                "the mount was busy: detached, programs that use it keep what they have open until they end"
+                            );
+                        }
+                        return End::Stopped;
+                    }
+                    Event::Report(other) => drop(self.note(other)),
+                    Event::Gone(why) => return End::Died(format!("{why} while it was unmounting")),
+                }
+            }
+        });
+        stopped.await.unwrap_or_else(|_| End::Died(format!("the serving process has not unmounted within {limit:?}")))
+    }
+
+    /// Notes a report that answers nothing now. The mount's end, if it is that.
+    fn note(&mut self, report: Report) -> Option<End> {
+        let mount = &self.mount.name;
+        match report {
+            Report::FailedOver(switched) => {
+                tracing::warn!(
+                    mount, from = %switched.from, to = %switched.to, pause_ms = switched.pause_ms, reason = switched.reason,
+                    "a backend ended by itself; the other one has taken over"
+                );
+                self.record(&switched);
+            }
+            Report::Switched(switched) => {
+                self.owed = self.owed.saturating_sub(1);
+                tracing::warn!(mount, from = %switched.from, to = %switched.to, total_ms = switched.total_ms, "a switch was done after its deadline");
+                self.record(&switched);
+            }
+            Report::Failed { message } => {
+                self.owed = self.owed.saturating_sub(1);
+                tracing::error!(mount, message, "the server reports a failure");
+            }
+            Report::Stopped { by_others: true, .. } => return Some(End::Unmounted),
+            Report::Stopped { .. } => {
+                return Some(End::Died("the serving process stopped without being told to".into()));
+            }
+            Report::Hello { .. } => tracing::warn!(mount, "the server says hello a second time; ignored"),
+        }
+        None
+    }
+
+    fn record(&self, switched: &Switched) {
+        let last = LastSwitch {
+            from: switched.from,
+            to: switched.to,
+            reason: switched.reason.clone(),
+            pause_ms: switched.pause_ms,
+            at: SystemTime::now(),
+        };
+        self.facts.send_modify(|facts| facts.last_switch = Some(last));
+    }
+
+    /// Sends an answer to a client, who may have gone.
+    fn reply<T>(&self, answer: oneshot::Sender<T>, result: T) {
+        if answer.send(result).is_err() {
+            tracing::info!(mount = self.mount.name, "the client that asked for a switch did not wait for the answer");
+        }
+    }
+
+    /// Sees to it that the process is gone, and the mount with it.
+    async fn bury(&mut self, end: &End) {
+        let mount = &self.mount.name;
+        let orderly = matches!(end, End::Stopped | End::Unmounted);
+        if !self.server.has_ended(if orderly { DEATH } else { Duration::ZERO }).await {
+            if orderly {
+                tracing::warn!(mount, "the serving process has unmounted and does not end; it is killed");
+            }
+            if let Err(error) = self.server.kill() {
+                tracing::error!(mount, %error, "the serving process could not be killed");
+            }
+            if !self.server.has_ended(DEATH).await {
+                tracing::error!(
+                    mount,
+                    pid = self.server.pid(),
+                    "the serving process outlives SIGKILL: its source hangs in the kernel"
+                );
+            }
+        }
+        if let Some(place) = self.place.clone().filter(|_| !orderly) {
+            clean(mount, &place).await;
+        }
+    }
+}
+
+/// Takes a mount of ours away that a dead server has left at `place`, if there is one.
+async fn clean(mount: &str, place: &Path) {
+    match mountinfo::read() {
+        Ok(mounts) if mountinfo::at(&mounts, place).is_some_and(mountinfo::Mounted::is_ours) => {}
+        Ok(_) => return,
+        Err(error) => return tracing::error!(mount, %error, "cannot see whether a dead mount is left"),
+    }
+    let at = place.to_path_buf();
+    match timeout(CLEANING, tokio::task::spawn_blocking(move || mountinfo::detach(&at))).await {
+        Ok(Ok(Ok(()))) => tracing::warn!(mount, place = %place.display(), "the dead mount was taken away"),
+        Ok(Ok(Err(why))) => tracing::error!(mount, "{why}"),
+        Ok(Err(error)) => tracing::error!(mount, %error, "taking the dead mount away failed"),
+        Err(_) => {
+            tracing::error!(mount, place = %place.display(), "the dead mount does not go away: run `umount -l` on it as root");
+        }
+    }
+}
+
+/// How long a switch may take: the server waits for each of two backends to react, and for the old one's requests.
+fn switch_limit(deadlines: &Deadlines) -> Duration {
+    deadlines.switch * 2 + deadlines.drain + MARGIN
+}

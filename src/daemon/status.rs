@@ -1,0 +1,151 @@
+//! What `status` says of each mount: from the ledger and the task's facts, never by asking a server.
+
+use std::process;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::mount::{End, Facts, Phase, Request};
+use crate::api::model::{BackendStatus, Daemon, Health, MountStatus, SCHEMA, Status, SwitchAnswer};
+use crate::api::{Control, ControlError};
+use crate::config::{Backend, Mount};
+use crate::ledger::{AnswerStatus, Ledger, PortState};
+
+/// All mounts of a daemon, as the API sees them.
+#[derive(Clone)]
+pub struct Mounts(Arc<Inner>);
+
+struct Inner {
+    started: SystemTime,
+    mounts: Vec<Handle>,
+}
+
+/// One mount, as the API sees it.
+pub struct Handle {
+    /// What it is to be.
+    pub mount: Arc<Mount>,
+    /// What its server counts.
+    pub ledger: Ledger,
+    /// What its task knows.
+    pub facts: watch::Receiver<Facts>,
+    /// Where its task takes requests.
+    pub requests: mpsc::Sender<Request>,
+}
+
+impl Mounts {
+    /// These mounts, of a daemon that starts now.
+    #[must_use]
+    pub fn new(mounts: Vec<Handle>) -> Self {
+        Self(Arc::new(Inner { started: SystemTime::now(), mounts }))
+    }
+}
+
+impl Control for Mounts {
+    fn status(&self) -> Status {
+        let daemon = Daemon { version: env!("CARGO_PKG_VERSION").into(), pid: process::id(), started: self.0.started };
+        Status { schema: SCHEMA, daemon, mounts: self.0.mounts.iter().map(Handle::status).collect() }
+    }
+
+    async fn switch(&self, mount: &str, to: Backend) -> Result<SwitchAnswer, ControlError> {
+        let found = self.0.mounts.iter().find(|handle| handle.mount.name == mount);
+        let handle = found.ok_or_else(|| ControlError::UnknownMount(mount.into()))?;
+        if !to.is_built_in() {
+            return Err(ControlError::Refused(format!(
+                "this build has no {to}: build it with the cargo feature `{to}`"
+            )));
+        }
+        let over = |why: &str| ControlError::NotServed { mount: mount.into(), why: why.into() };
+        let (answer, answered) = oneshot::channel();
+        let request = Request::Switch { to, reason: "operator".into(), answer };
+        handle.requests.send(request).await.map_err(|_| over("it has ended"))?;
+        let switched = answered.await.map_err(|_| over("it is being unmounted"))??;
+        Ok(SwitchAnswer {
+            schema: SCHEMA,
+            from: switched.from,
+            to: switched.to,
+            pause_ms: switched.pause_ms,
+            total_ms: switched.total_ms,
+            in_flight: switched.in_flight,
+            answered_for_hung: switched.answered_for_hung,
+        })
+    }
+}
+
+impl Handle {
+    fn status(&self) -> MountStatus {
+        let facts = self.facts.borrow().clone();
+        let running = !matches!(facts.phase, Phase::Ended(_));
+        let active = self.ledger.active().filter(|_| running);
+        let in_flight = if running { self.ledger.in_flight() } else { Vec::new() };
+        let oldest = in_flight.iter().map(crate::ledger::InFlight::age).max().unwrap_or_default();
+        let stable = self.mount.backend.resolve();
+        let backends: Vec<_> = Backend::ALL.into_iter().map(|backend| self.backend(backend, &facts)).collect();
+        let (health, reasons) = judge(&facts, stable, active, &backends);
+        MountStatus {
+            name: self.mount.name.clone(),
+            source: self.mount.source.clone(),
+            mountpoint: self.mount.mountpoint.clone(),
+            server_pid: running.then_some(facts.server_pid),
+            health,
+            reasons,
+            stable,
+            candidate: None,
+            active: active.map(|backend| (backend, 100)).into_iter().collect(),
+            pinned: None,
+            rollout: None,
+            guard: Vec::new(),
+            in_flight: in_flight.len(),
+            oldest_in_flight_seconds: oldest.as_secs_f64(),
+            last_switch: facts.last_switch,
+            backends,
+        }
+    }
+
+    fn backend(&self, backend: Backend, facts: &Facts) -> BackendStatus {
+        let unavailable = facts.unavailable.iter().find(|unavailable| unavailable.backend == backend);
+        let (state, reason) = match self.ledger.port_state(backend) {
+            _ if !backend.is_built_in() => ("unavailable", Some("this build does not have it".into())),
+            PortState::Absent if unavailable.is_some() => {
+                ("unavailable", unavailable.map(|unavailable| unavailable.reason.clone()))
+            }
+            PortState::Hung => ("hung", Some("requests of it were answered EIO at the deadline".into())),
+            PortState::Ended => ("ended", Some("its session ended by itself; the log says why".into())),
+            state => (state.name(), unavailable.map(|unavailable| unavailable.reason.clone())),
+        };
+        let totals = self.ledger.totals(backend);
+        BackendStatus {
+            name: backend,
+            state: state.into(),
+            reason,
+            operations: totals.operations(),
+            errors: totals.with_status(AnswerStatus::BackendError),
+        }
+    }
+}
+
+/// The one place that decides how a mount is doing.
+fn judge(facts: &Facts, stable: Backend, active: Option<Backend>, backends: &[BackendStatus]) -> (Health, Vec<String>) {
+    let unhealthy = |why: String| (Health::Unhealthy, vec![why]);
+    match (&facts.phase, active) {
+        (Phase::Starting, _) => return unhealthy("it is starting".into()),
+        (Phase::Stopping, _) => return unhealthy("it is being unmounted".into()),
+        (Phase::Ended(End::Stopped), _) => return unhealthy("it was stopped".into()),
+        (Phase::Ended(End::Unmounted), _) => return unhealthy("somebody else has unmounted it".into()),
+        (Phase::Ended(End::Failed(why) | End::Died(why)), _) => return unhealthy(why.clone()),
+        (Phase::Serving, None) => return unhealthy("no backend is attached".into()),
+        (Phase::Serving | Phase::Switching, _) => {}
+    }
+    let mut reasons = Vec::new();
+    if let Some(active) = active.filter(|active| *active != stable) {
+        let why = facts.last_switch.as_ref().map_or("since the start", |last| last.reason.as_str());
+        reasons.push(format!("{active} serves instead of the stable {stable} ({why})"));
+    }
+    // A backend that this build leaves out on purpose is not missing.
+    for backend in backends.iter().filter(|backend| backend.name.is_built_in()) {
+        if let Some(reason) = &backend.reason {
+            reasons.push(format!("{} is {}: {reason}", backend.name, backend.state));
+        }
+    }
+    (if reasons.is_empty() { Health::Healthy } else { Health::Degraded }, reasons)
+}
