@@ -1,9 +1,169 @@
-//! The command line: one file per subcommand.
+//! The command line: one file per subcommand. Answers go to standard output, logs and errors to standard error.
 
+mod backends;
+mod log;
+mod serve;
+mod server;
+mod status;
+mod switch;
+
+use std::fmt::Display;
+use std::future::Future;
+use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::api::{ClientError, socket};
+
+/// Exit codes; scripts and units lean on them (64 and 78 as in sysexits.h).
+pub mod exit {
+    /// The operation failed, and said why.
+    pub const FAILED: u8 = 1;
+    /// No daemon answers on the socket.
+    pub const NO_DAEMON: u8 = 3;
+    /// Wrong usage.
+    pub const USAGE: u8 = 64;
+    /// Wrong configuration.
+    pub const CONFIGURATION: u8 = 78;
+}
+
+const EXAMPLES: &str = "Examples:
+  lighthouse-fs serve --source /srv/projects --mountpoint /mnt/projects
+  lighthouse-fs status
+  lighthouse-fs switch default fuse2
+  lighthouse-fs backends
+
+Exit codes: 0 done, 1 failed, 3 no daemon answers on the socket, 64 wrong usage, 78 wrong configuration.";
+
+/// Serves a directory through either of two FUSE stacks, and swaps the stack under running programs.
+#[derive(Debug, Parser)]
+#[command(name = "lighthouse-fs", version, after_help = EXAMPLES)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options of every subcommand.
+#[derive(Debug, clap::Args)]
+struct Global {
+    /// Control socket: where `serve` listens, and where the others ask [default: /run/lighthouse-fs/control.sock for
+    /// root, else $XDG_RUNTIME_DIR/lighthouse-fs/control.sock or /tmp/lighthouse-fs-UID/control.sock]
+    #[arg(long, global = true, value_name = "PATH", value_parser = absolute)]
+    socket: Option<PathBuf>,
+    #[command(flatten)]
+    log: log::Options,
+}
+
+impl Global {
+    fn socket(&self) -> PathBuf {
+        self.socket.clone().unwrap_or_else(socket::default_path)
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::Args),
+    Status(status::Args),
+    Switch(switch::Args),
+    Backends(backends::Args),
+    #[command(hide = true)]
+    Server(server::Args),
+}
 
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    let Cli { global, command } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(answer) => return explain(&answer),
+    };
+    log::start(&global.log);
+    match command {
+        Command::Serve(args) => serve::run(args, &global),
+        Command::Status(args) => status::run(&args, &global),
+        Command::Switch(args) => switch::run(&args, &global),
+        Command::Backends(args) => backends::run(&args),
+        Command::Server(args) => server::run(&args),
+    }
+}
+
+/// Help and version are answers; everything else is wrong usage, for which clap has a code of its own.
+fn explain(answer: &clap::Error) -> ExitCode {
+    match answer.print() {
+        // Nobody reads on, as in `lighthouse-fs --help | head -1`.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::from(exit::FAILED),
+        _ if answer.use_stderr() => ExitCode::from(exit::USAGE),
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+/// Prints an answer. A reader who has gone has read enough.
+fn say(answer: impl Display) -> ExitCode {
+    match writeln!(io::stdout(), "{answer}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            fail(exit::FAILED, format_args!("the answer cannot be written: {error}"))
+        }
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+/// Prints an answer as JSON.
+fn say_json(answer: &impl serde::Serialize) -> ExitCode {
+    match serde_json::to_string_pretty(answer) {
+        Ok(text) => say(text),
+        Err(error) => fail(exit::FAILED, format_args!("the answer cannot be put into JSON: {error}")),
+    }
+}
+
+/// Says what went wrong, and gives the exit code.
+fn fail(code: u8, why: impl Display) -> ExitCode {
+    match writeln!(io::stderr(), "error: {why}") {
+        // With standard error gone there is nobody left to tell; the code still says it.
+        Ok(()) | Err(_) => ExitCode::from(code),
+    }
+}
+
+fn fail_asking(error: &ClientError) -> ExitCode {
+    fail(if error.is_unanswered() { exit::NO_DAEMON } else { exit::FAILED }, error)
+}
+
+/// Runs what asks a daemon.
+fn ask(question: impl Future<Output = ExitCode>) -> ExitCode {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(question),
+        Err(error) => {
+            fail(exit::FAILED, format_args!("no event loop can be made: {error}; see the limit on descriptors"))
+        }
+    }
+}
+
+/// Makes a path absolute by its text alone: what it names may be a dead mount, and is not touched.
+fn absolute(path: &str) -> io::Result<PathBuf> {
+    std::path::absolute(path)
+}
+
+/// Text of another process without what a terminal would obey.
+fn printable(text: impl Display) -> String {
+    let text = text.to_string();
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_terminal_obeys_nothing_that_others_say() {
+        assert_eq!(printable("a\x1b[31mb\nc"), "a\u{fffd}[31mb\u{fffd}c");
+    }
 }

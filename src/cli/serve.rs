@@ -1,0 +1,80 @@
+//! `serve`: one mount in the foreground.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::{Global, absolute, exit, fail};
+use crate::config::{BackendChoice, Helper, Mount};
+use crate::daemon::{self, Failure};
+
+const EXAMPLES: &str = "Examples:
+  lighthouse-fs serve --source /srv/projects --mountpoint /mnt/projects
+  lighthouse-fs serve --source ~/work --mountpoint ~/mnt --backend fuse2 --read-only
+  sudo lighthouse-fs serve --source /srv --mountpoint /mnt --allow-other --helper direct
+
+Prints one line when the mount answers, and serves until SIGTERM or Ctrl-C, or until somebody unmounts it.";
+
+/// Serve a directory in the foreground
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Directory that is served
+    #[arg(long, value_name = "DIR", value_parser = absolute)]
+    source: PathBuf,
+    /// Where it appears; /dev/fd/N stands for a FUSE descriptor that is mounted and not read yet
+    #[arg(long, value_name = "DIR", value_parser = absolute)]
+    mountpoint: PathBuf,
+    /// Name in commands and messages
+    #[arg(long, default_value = "default", value_parser = mount_name)]
+    name: String,
+    /// The stable backend: auto, fuse2 or fuse3
+    #[arg(long, value_name = "BACKEND", default_value = "auto")]
+    backend: BackendChoice,
+    /// Who mounts: fusermount (libfuse 2), fusermount3, direct (needs CAP_SYS_ADMIN) or auto (direct if possible, else the
+    /// helper of the backend)
+    #[arg(long, default_value = "auto")]
+    helper: Helper,
+    /// Admit other users than the one who mounts
+    #[arg(long)]
+    allow_other: bool,
+    /// Refuse writing
+    #[arg(long)]
+    read_only: bool,
+    /// Reader threads of backend fuse2
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    threads: Option<u8>,
+}
+
+/// Serves until the end.
+pub fn run(args: Args, global: &Global) -> ExitCode {
+    let backend = args.backend.resolve();
+    if !backend.is_built_in() {
+        let why =
+            format_args!("this build has no {backend}: choose the other backend, or build with feature `{backend}`");
+        return fail(exit::CONFIGURATION, why);
+    }
+    let mut mount = Mount {
+        backend: args.backend,
+        helper: args.helper,
+        allow_other: args.allow_other,
+        read_only: args.read_only,
+        ..Mount::new(args.name, args.source, args.mountpoint)
+    };
+    if let Some(threads) = args.threads {
+        mount.io.threads = threads.into();
+    }
+    let options = daemon::Options { mount, socket: global.socket(), server_arguments: global.log.arguments() };
+    match daemon::run(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Configuration(why)) => fail(exit::CONFIGURATION, why),
+        Err(Failure::Other(why)) => fail(exit::FAILED, why),
+    }
+}
+
+/// Names stand in addresses, metrics and file names.
+fn mount_name(name: &str) -> Result<String, &'static str> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let good = !name.is_empty() && name.len() <= 64 && name.chars().all(plain) && !name.starts_with(['.', '-']);
+    good.then(|| name.to_owned())
+        .ok_or("use up to 64 letters, digits, `-`, `_` and `.`, beginning with none of `-` and `.`")
+}

@@ -1,0 +1,23 @@
+//! `server`: the serving process of one mount, started by `serve` and by nobody else.
+
+use std::process::ExitCode;
+
+use super::{exit, fail};
+use crate::daemon::process;
+use crate::server;
+
+/// The serving process of one mount; `serve` starts it
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A FUSE device is among the inherited descriptors
+    #[arg(long)]
+    device: bool,
+}
+
+/// Serves until told to stop.
+pub fn run(args: &Args) -> ExitCode {
+    match process::inherited(args.device) {
+        Ok((line, ledger, device)) => server::run(line, ledger, device).into(),
+        Err(error) => fail(exit::USAGE, error),
+    }
+}

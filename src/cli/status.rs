@@ -1,0 +1,148 @@
+//! `status`: what is mounted, and how it is doing.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use comfy_table::Table;
+
+use super::{Global, ask, exit, fail, fail_asking, printable, say, say_json};
+use crate::api::model::{LastSwitch, MountStatus, Status};
+use crate::api::{Client, ClientError, socket};
+use crate::daemon::mountinfo;
+
+const EXAMPLES: &str = "Examples:
+  lighthouse-fs status
+  lighthouse-fs status projects
+  lighthouse-fs status --json | jq '.mounts[].active'
+
+Without --socket every daemon is asked that this user may ask; with --json each gives a document of its own.";
+
+/// Show mounts, active backends and health
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Only this mount, with its backends
+    mount: Option<String>,
+    /// Answer in JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Asks the daemons.
+pub fn run(args: &Args, global: &Global) -> ExitCode {
+    ask(async {
+        match statuses(global).await {
+            Ok(statuses) => show(args, statuses),
+            Err(error) => fail_asking(&error),
+        }
+    })
+}
+
+/// What every daemon says that answers; an error if none does.
+async fn statuses(global: &Global) -> Result<Vec<Status>, ClientError> {
+    let first = global.socket();
+    let mut found = Vec::new();
+    let mut errors = Vec::new();
+    let others = if global.socket.is_some() { Vec::new() } else { others(&first) };
+    for socket in std::iter::once(first).chain(others) {
+        match Client::new(&socket).status().await {
+            Ok(status) => found.push(status),
+            Err(error) => errors.push(error),
+        }
+    }
+    // That nobody listens at a place is no news if somebody else answers; a daemon that does not answer is.
+    let is_news = |error: &ClientError| !matches!(error, ClientError::NoDaemon { .. });
+    for error in errors.iter().filter(|error| is_news(error) && !found.is_empty()) {
+        tracing::warn!("{error}");
+    }
+    let worst = errors.iter().position(is_news).unwrap_or(0);
+    if found.is_empty() && !errors.is_empty() {
+        return Err(errors.swap_remove(worst));
+    }
+    Ok(found)
+}
+
+/// Other places where a daemon may listen, but for those on a FUSE mount, which may hang whoever looks.
+fn others(first: &Path) -> Vec<PathBuf> {
+    let mounts = mountinfo::read().unwrap_or_default();
+    let is_safe = |path: &Path| !mountinfo::holding(&mounts, path).is_some_and(mountinfo::Mounted::is_fuse);
+    socket::known().into_iter().filter(|path| path != first && is_safe(path)).collect()
+}
+
+fn show(args: &Args, mut statuses: Vec<Status>) -> ExitCode {
+    if let Some(name) = &args.mount {
+        for status in &mut statuses {
+            status.mounts.retain(|mount| mount.name == *name);
+        }
+        statuses.retain(|status| !status.mounts.is_empty());
+        if statuses.is_empty() {
+            return fail(
+                exit::FAILED,
+                format_args!("no mount is called \"{name}\": `lighthouse-fs status` lists them"),
+            );
+        }
+    }
+    if args.json {
+        return statuses.iter().map(say_json).find(|code| *code != ExitCode::SUCCESS).unwrap_or(ExitCode::SUCCESS);
+    }
+    let mounts: Vec<_> = statuses.iter().flat_map(|status| &status.mounts).collect();
+    let mut text = overview(&mounts).trim_fmt();
+    for mount in &mounts {
+        for reason in &mount.reasons {
+            text += &format!("\n{}: {}", printable(&mount.name), printable(reason));
+        }
+        if args.mount.is_some() {
+            text += &format!("\n\n{}", details(mount).trim_fmt());
+        }
+    }
+    say(text)
+}
+
+fn overview(mounts: &[&MountStatus]) -> Table {
+    let mut table = plain(["MOUNT", "SOURCE", "AT", "ACTIVE", "HEALTH", "IN FLIGHT", "LAST SWITCH"]);
+    for mount in mounts {
+        let active: Vec<_> = mount.active.keys().map(ToString::to_string).collect();
+        table.add_row([
+            printable(&mount.name),
+            printable(mount.source.display()),
+            printable(mount.mountpoint.display()),
+            if active.is_empty() { "none".into() } else { active.join(", ") },
+            mount.health.name().into(),
+            mount.in_flight.to_string(),
+            mount.last_switch.as_ref().map_or_else(|| "never".into(), last_switch),
+        ]);
+    }
+    table
+}
+
+fn details(mount: &MountStatus) -> Table {
+    let mut table = plain(["BACKEND", "STATE", "OPERATIONS", "ERRORS", ""]);
+    for backend in &mount.backends {
+        table.add_row([
+            backend.name.to_string(),
+            printable(&backend.state),
+            backend.operations.to_string(),
+            backend.errors.to_string(),
+            if backend.name == mount.stable { "stable".into() } else { String::new() },
+        ]);
+    }
+    table
+}
+
+fn last_switch(last: &LastSwitch) -> String {
+    let ago = last.at.elapsed().unwrap_or_default();
+    let ago = humantime::format_duration(Duration::from_secs(ago.as_secs()));
+    let LastSwitch { from, to, reason, pause_ms, .. } = last;
+    format!("{from} to {to} {ago} ago ({}), pause {pause_ms:.2} ms", printable(reason))
+}
+
+/// A table without lines, for people and for `awk`.
+pub(super) fn plain<const COLUMNS: usize>(head: [&str; COLUMNS]) -> Table {
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING).set_header(head);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table
+}
