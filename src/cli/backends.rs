@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use rustix::thread::{CapabilitySet, capabilities, no_new_privs};
+use rustix::thread::no_new_privs;
 use serde::Serialize;
 
 use super::status::plain;
@@ -73,7 +73,7 @@ enum Privilege {
 
 impl Privilege {
     fn own() -> Self {
-        if capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN)) {
+        if helper::may_mount_directly() {
             Self::Mount
         } else if no_new_privs().unwrap_or(false) {
             Self::Sealed
@@ -109,13 +109,7 @@ fn crate_of(backend: Backend) -> (&'static str, &'static str) {
 }
 
 fn device(opened: io::Result<()>) -> DeviceAnswer {
-    let remedy = opened.as_ref().err().map(|error| match error.kind() {
-        io::ErrorKind::NotFound => "load the kernel's module (`modprobe fuse`); in a container, pass the device in",
-        io::ErrorKind::PermissionDenied => {
-            "make it mode 0666, as distributions do, or run as root; in a container, allow the device"
-        }
-        _ => "load the kernel's module (`modprobe fuse`)",
-    });
+    let remedy = opened.as_ref().err().map(helper::device_remedy);
     DeviceAnswer {
         path: Path::new(DEVICE),
         works: opened.is_ok(),

@@ -51,6 +51,24 @@ pub enum NotFound {
     NotAProgram(Helper),
 }
 
+/// Whether this process can call `mount(2)` itself (CAP_SYS_ADMIN).
+#[must_use]
+pub fn may_mount_directly() -> bool {
+    use rustix::thread::{CapabilitySet, capabilities};
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
+}
+
+/// What to do when `/dev/fuse` cannot be opened.
+#[must_use]
+pub fn device_remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "make it mode 0666, as distributions do, or run as root; in a container, allow the device"
+        }
+        _ => "load the kernel's module (`modprobe fuse`); in a container, pass the device in",
+    }
+}
+
 /// Finds a helper in PATH, then in the usual folders. One that is set-uid is preferred, because a folder of plain copies
 /// may stand before the one that can be used, as on NixOS.
 ///

@@ -1,3 +1,184 @@
 //! The kernel's side of a mount: making it, negotiating it, and the ports by which backends are plugged into it.
+//!
+//! A [`Connection`] is mounted once and answers FUSE_INIT once; backends come and go behind it. Nothing here knows a FUSE
+//! crate, and nothing here ever touches the mount point of a connection that it holds.
 
 pub mod helper;
+mod init;
+mod mount;
+pub mod port;
+mod wire;
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::config::{Backend, Mount};
+
+pub use init::{InitError, Negotiated, PROTOCOL_MINOR};
+pub use mount::{MountError, SUBTYPE, Unmounted};
+pub use wire::{RESENT, answer};
+
+/// The kernel sends FUSE_INIT with the mount itself, so it is there at once.
+const INIT_LIMIT: Duration = Duration::from_secs(10);
+
+/// One FUSE connection: mounted and negotiated.
+///
+/// Each backend reads an open file of its own, because one wants it blocking and the other non-blocking, and both may be
+/// attached at once: `fuse2` the connection's first, `fuse3` a clone of it. A reply must be written to the open file that
+/// its request was read from (`fs/fuse/dev.c`: each has its own list of what it is processing).
+#[derive(Debug)]
+pub struct Connection {
+    first: OwnedFd,
+    clone: OwnedFd,
+    negotiated: Negotiated,
+    maker: mount::Maker,
+    mountpoint: PathBuf,
+}
+
+/// Why a connection could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// No mount.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// No agreement with the kernel.
+    #[error(transparent)]
+    Init(#[from] InitError),
+    /// No second open file.
+    #[error("the connection cannot be cloned through /dev/fuse ({0}), which backend fuse3 needs; {remedy}", remedy = helper::device_remedy(.0))]
+    Clone(io::Error),
+}
+
+mod ioctls {
+    #![allow(missing_docs, reason = "the macro gives its function no place for them")]
+    // `FUSE_DEV_IOC_CLONE` of fuse.h.
+    nix::ioctl_read!(fuse_dev_ioc_clone, 229, 0, u32);
+}
+
+impl Connection {
+    /// Mounts as `config` says and negotiates. `given` is a descriptor that somebody else has mounted. On failure nothing
+    /// stays mounted that was mounted here.
+    ///
+    /// # Errors
+    /// Each says what was tried, what happened, and what to do.
+    pub fn establish(config: &Mount, starting: Backend, given: Option<OwnedFd>) -> Result<Self, ConnectError> {
+        let (first, maker) = match given {
+            Some(first) => (first, mount::Maker::Others),
+            None => mount::mount(config, starting)?,
+        };
+        Self::open(first, maker.clone(), config).inspect_err(|_| {
+            if let Err(error) = mount::unmount(&maker, &config.mountpoint, Duration::ZERO) {
+                tracing::error!(mountpoint = %config.mountpoint.display(), %error, "the mount that failed is left behind: unmount it by hand");
+            }
+        })
+    }
+
+    fn open(first: OwnedFd, maker: mount::Maker, config: &Mount) -> Result<Self, ConnectError> {
+        let negotiated = init::negotiate(&first, &config.io, INIT_LIMIT)?;
+        set_blocking(&first, Blocking::Yes).map_err(InitError::Device)?;
+        let clone = clone_of(&first).map_err(ConnectError::Clone)?;
+        set_blocking(&clone, Blocking::No).map_err(ConnectError::Clone)?;
+        let connection = Self { first, clone, negotiated, maker, mountpoint: config.mountpoint.clone() };
+        if let Err(error) = connection.set_read_ahead() {
+            tracing::debug!(%error, "read-ahead stays at the kernel's default");
+        }
+        Ok(connection)
+    }
+
+    /// The open file that a backend's port reads.
+    #[must_use]
+    pub fn device(&self, backend: Backend) -> BorrowedFd<'_> {
+        match backend {
+            Backend::Fuse2 => self.first.as_fd(),
+            Backend::Fuse3 => self.clone.as_fd(),
+        }
+    }
+
+    /// What was agreed with the kernel.
+    #[must_use]
+    pub fn negotiated(&self) -> &Negotiated {
+        &self.negotiated
+    }
+
+    /// How it was mounted, for people.
+    #[must_use]
+    pub fn made_by(&self) -> String {
+        self.maker.name()
+    }
+
+    /// Whether the kernel has ended the connection (unmounted, or aborted).
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        let mut device = [PollFd::new(self.first.as_fd(), PollFlags::empty())];
+        poll(&mut device, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Tells the kernel to send again what was read and never answered. Nobody may hold an unanswered request that it
+    /// will answer.
+    ///
+    /// # Errors
+    /// Unsupported before Linux 6.9.
+    pub fn resend(&self) -> io::Result<()> {
+        if !self.negotiated.can_resend {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        wire::notify_resend(&self.first)
+    }
+
+    /// Ends the mount: tries until `limit`, then detaches it lazily.
+    ///
+    /// # Errors
+    /// When even that fails; the mount is still there then, and still served while this process lives.
+    pub fn unmount(&self, limit: Duration) -> io::Result<Unmounted> {
+        mount::unmount(&self.maker, &self.mountpoint, limit)
+    }
+
+    /// The kernel's number of the connection (`/sys/fs/fuse/connections/N`), which is the minor number of its device, from
+    /// mountinfo. `None` when the mount is not in this namespace.
+    #[must_use]
+    pub fn number(&self) -> Option<u64> {
+        device_numbers(&self.mountpoint)?.1.parse().ok()
+    }
+
+    /// Linux caps read-ahead at 128 KiB for a new mount, whatever FUSE_INIT says, unless its `bdi` is told (needs root).
+    fn set_read_ahead(&self) -> io::Result<()> {
+        let (major, minor) = device_numbers(&self.mountpoint).ok_or(io::ErrorKind::NotFound)?;
+        let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+        fs::write(path, (self.negotiated.max_readahead / 1024).to_string())
+    }
+}
+
+/// Major and minor number of what is mounted at `mountpoint`, from mountinfo alone.
+fn device_numbers(mountpoint: &Path) -> Option<(String, String)> {
+    let mounts = procfs::process::Process::myself().and_then(|me| me.mountinfo()).ok()?;
+    let last = mounts.0.into_iter().rev().find(|mount| mount.mount_point == mountpoint)?;
+    let (major, minor) = last.majmin.split_once(':')?;
+    Some((major.to_owned(), minor.to_owned()))
+}
+
+fn clone_of(first: &OwnedFd) -> io::Result<OwnedFd> {
+    let clone: OwnedFd = File::options().read(true).write(true).open("/dev/fuse")?.into();
+    let mut source = first.as_raw_fd() as u32;
+    // SAFETY: both are open FUSE devices, and the kernel only reads the number behind the pointer.
+    unsafe { ioctls::fuse_dev_ioc_clone(clone.as_raw_fd(), &raw mut source) }?;
+    Ok(clone)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Blocking {
+    Yes,
+    No,
+}
+
+fn set_blocking(fd: impl AsFd, blocking: Blocking) -> io::Result<()> {
+    let mut flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
+    flags.set(OFlag::O_NONBLOCK, blocking == Blocking::No);
+    fcntl(&fd, FcntlArg::F_SETFL(flags))?;
+    Ok(())
+}

@@ -1,0 +1,322 @@
+//! Making and ending the kernel's mount: through libfuse 2's or 3's set-uid helper, by `mount(2)`, or from a descriptor
+//! that somebody else has mounted.
+//!
+//! Nothing here looks at the mount point once something is mounted there: a stat would be a request to ourselves.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, IoSliceMut, Read};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use command_fds::{CommandFdExt, FdMapping};
+use nix::mount::{MntFlags, MsFlags, umount2};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+
+use crate::config::{Backend, Helper, Mount};
+
+use super::helper::{self, Found, NotFound};
+use super::port::seqpacket_pair;
+
+/// The kernel's name of the file system is `fuse.` and this.
+pub const SUBTYPE: &str = "lighthouse-fs";
+
+/// How long a mount helper may take.
+const HELPER_LIMIT: Duration = Duration::from_secs(10);
+
+/// Why there is no mount.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// The wanted helper is not here.
+    #[error(transparent)]
+    NoHelper(#[from] NotFound),
+    /// The helper could not be run.
+    #[error("{path} could not be run: {source}")]
+    HelperUnusable {
+        /// Which.
+        path: PathBuf,
+        /// What happened.
+        source: io::Error,
+    },
+    /// The helper refused.
+    #[error("{path} refused to mount at {mountpoint}: {message}")]
+    HelperRefused {
+        /// Which.
+        path: PathBuf,
+        /// Where.
+        mountpoint: PathBuf,
+        /// Its own words.
+        message: String,
+    },
+    /// The helper neither mounted nor ended.
+    #[error("{path} gave no answer within {HELPER_LIMIT:?} and was ended")]
+    HelperSilent {
+        /// Which.
+        path: PathBuf,
+    },
+    /// `/dev/fuse` could not be opened.
+    #[error("/dev/fuse cannot be opened: {0}; {remedy}", remedy = helper::device_remedy(.0))]
+    Device(io::Error),
+    /// `mount(2)` failed.
+    #[error("mount(2) at {mountpoint} failed: {source}; it needs CAP_SYS_ADMIN and an existing directory")]
+    Refused {
+        /// Where.
+        mountpoint: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// Who made the mount, and so who ends it.
+#[derive(Clone, Debug)]
+pub(super) enum Maker {
+    Helper(Found),
+    Ourselves,
+    Others,
+}
+
+impl Maker {
+    pub(super) fn name(&self) -> String {
+        match self {
+            Self::Helper(found) => format!("{} {}", found.path.display(), found.version),
+            Self::Ourselves => "mount(2)".into(),
+            Self::Others => "handed in".into(),
+        }
+    }
+}
+
+/// Mounts. The descriptor is a connection whose FUSE_INIT is unread.
+pub(super) fn mount(config: &Mount, starting: Backend) -> Result<(OwnedFd, Maker), MountError> {
+    match choose(config.helper, starting) {
+        Helper::Direct => Ok((mount_directly(config)?, Maker::Ourselves)),
+        named => {
+            let found = helper::find(named)?;
+            Ok((mount_by_helper(config, &found)?, Maker::Helper(found)))
+        }
+    }
+}
+
+fn choose(wanted: Helper, starting: Backend) -> Helper {
+    match (wanted, starting) {
+        (Helper::Auto, _) if helper::may_mount_directly() => Helper::Direct,
+        (Helper::Auto, Backend::Fuse2) => Helper::Fusermount,
+        (Helper::Auto, Backend::Fuse3) => Helper::Fusermount3,
+        (named, _) => named,
+    }
+}
+
+fn mount_directly(config: &Mount) -> Result<OwnedFd, MountError> {
+    let device: OwnedFd = File::options().read(true).write(true).open("/dev/fuse").map_err(MountError::Device)?.into();
+    let mut options = format!(
+        "fd={},rootmode=40000,user_id={},group_id={},default_permissions",
+        device.as_raw_fd(),
+        rustix::process::getuid().as_raw(),
+        rustix::process::getgid().as_raw(),
+    );
+    if config.allow_other {
+        options.push_str(",allow_other");
+    }
+    let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    flags.set(MsFlags::MS_RDONLY, config.read_only);
+    let kind = format!("fuse.{SUBTYPE}");
+    nix::mount::mount(
+        Some(config.source.as_path()),
+        config.mountpoint.as_path(),
+        Some(kind.as_str()),
+        flags,
+        Some(options.as_str()),
+    )
+    .map_err(|error| MountError::Refused { mountpoint: config.mountpoint.clone(), source: error.into() })?;
+    Ok(device)
+}
+
+/// The options as both helpers parse them: commas and backslashes of the source are escaped.
+fn helper_options(config: &Mount) -> OsString {
+    let mut options = b"fsname=".to_vec();
+    for byte in config.source.as_os_str().as_bytes() {
+        if matches!(byte, b',' | b'\\') {
+            options.push(b'\\');
+        }
+        options.push(*byte);
+    }
+    options.extend_from_slice(format!(",subtype={SUBTYPE},default_permissions,nosuid,nodev").as_bytes());
+    options.extend_from_slice(if config.read_only { b",ro" } else { b",rw" });
+    if config.allow_other {
+        options.extend_from_slice(b",allow_other");
+    }
+    OsString::from_vec(options)
+}
+
+/// Runs a helper as libfuse does (`lib/mount_util.c`): it mounts, and sends the descriptor over `_FUSE_COMMFD`.
+fn mount_by_helper(config: &Mount, found: &Found) -> Result<OwnedFd, MountError> {
+    const ITS_END: RawFd = 3;
+    let unusable = |source: io::Error| MountError::HelperUnusable { path: found.path.clone(), source };
+    let (ours, its) = seqpacket_pair().map_err(unusable)?;
+    let mut command = Command::new(&found.path);
+    command
+        .arg("-o")
+        .arg(helper_options(config))
+        .arg("--")
+        .arg(&config.mountpoint)
+        .env("_FUSE_COMMFD", ITS_END.to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    command
+        .fd_mappings(vec![FdMapping { parent_fd: its, child_fd: ITS_END }])
+        .map_err(|error| unusable(io::Error::other(error.to_string())))?;
+    let mut child = command.spawn().map_err(unusable)?;
+    // The command holds the helper's end of the pair; with it gone, the helper's exit closes the socket.
+    drop(command);
+
+    let device = receive_descriptor(&ours, HELPER_LIMIT);
+    let ended = wait(&mut child, HELPER_LIMIT).map_err(unusable)?;
+    match device {
+        Ok(Some(device)) => Ok(device),
+        _ if !ended => Err(MountError::HelperSilent { path: found.path.clone() }),
+        Ok(None) => {
+            let mut message = String::new();
+            if let Some(mut stderr) = child.stderr.take() {
+                stderr.read_to_string(&mut message).map_err(unusable)?;
+            }
+            Err(MountError::HelperRefused {
+                path: found.path.clone(),
+                mountpoint: config.mountpoint.clone(),
+                message: message.trim().to_owned(),
+            })
+        }
+        Err(error) => Err(unusable(error)),
+    }
+}
+
+/// Waits for a child. `false`: it did not end in time and was killed.
+fn wait(child: &mut Child, limit: Duration) -> io::Result<bool> {
+    let end = Instant::now() + limit;
+    loop {
+        if child.try_wait()?.is_some() {
+            return Ok(true);
+        }
+        if Instant::now() >= end {
+            child.kill()?;
+            child.wait()?;
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// `None`: the other side has closed without sending one.
+fn receive_descriptor(socket: &OwnedFd, limit: Duration) -> io::Result<Option<OwnedFd>> {
+    use std::os::fd::AsFd;
+    let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+    if poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], timeout)? == 0 {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    let mut byte = [0];
+    let mut parts = [IoSliceMut::new(&mut byte)];
+    let mut space = nix::cmsg_space!(RawFd);
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(numbers) = control
+            && let Some(number) = numbers.first()
+        {
+            // SAFETY: the kernel has just made this descriptor for us, and nobody else knows its number.
+            return Ok(Some(unsafe { OwnedFd::from_raw_fd(*number) }));
+        }
+    }
+    Ok(None)
+}
+
+/// How an unmount ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unmounted {
+    /// Nobody was using it.
+    Cleanly,
+    /// Somebody was still using it at the deadline; it is out of the tree, and ends with its last user.
+    Lazily,
+    /// It is not ours to unmount.
+    NotOurs,
+}
+
+/// Ends the mount: tries until `limit`, then detaches it lazily.
+pub(super) fn unmount(maker: &Maker, mountpoint: &Path, limit: Duration) -> io::Result<Unmounted> {
+    if matches!(maker, Maker::Others) {
+        return Ok(Unmounted::NotOurs);
+    }
+    let end = Instant::now() + limit;
+    loop {
+        match unmount_once(maker, mountpoint, Manner::IfIdle) {
+            Ok(()) => return Ok(Unmounted::Cleanly),
+            Err(error) if is_gone(&error) => return Ok(Unmounted::Cleanly),
+            Err(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(50)),
+            Err(error) => {
+                tracing::warn!(mountpoint = %mountpoint.display(), %error, "still in use: unmounting lazily");
+                return unmount_once(maker, mountpoint, Manner::Lazily).map(|()| Unmounted::Lazily);
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    IfIdle,
+    Lazily,
+}
+
+/// `umount2(2)` says EINVAL for what is not a mount point.
+fn is_gone(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EINVAL)
+}
+
+fn unmount_once(maker: &Maker, mountpoint: &Path, manner: Manner) -> io::Result<()> {
+    let Maker::Helper(found) = maker else {
+        let mut flags = MntFlags::UMOUNT_NOFOLLOW;
+        flags.set(MntFlags::MNT_DETACH, manner == Manner::Lazily);
+        return Ok(umount2(mountpoint, flags)?);
+    };
+    let mut command = Command::new(&found.path);
+    command.arg("-u").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    if manner == Manner::Lazily {
+        command.arg("-z");
+    }
+    let mut child = command.arg("--").arg(mountpoint).spawn()?;
+    if !wait(&mut child, HELPER_LIMIT)? {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    let output = child.wait_with_output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn helpers_get_the_source_escaped() {
+        let mut config = Mount::new("default", "/srv/a,b\\c", "/mnt");
+        config.read_only = true;
+        config.allow_other = true;
+        assert_eq!(
+            helper_options(&config),
+            "fsname=/srv/a\\,b\\\\c,subtype=lighthouse-fs,default_permissions,nosuid,nodev,ro,allow_other"
+        );
+    }
+
+    #[test]
+    fn the_helper_of_the_starting_backend_is_used_by_default() {
+        assert_eq!(choose(Helper::Fusermount, Backend::Fuse3), Helper::Fusermount);
+        if !helper::may_mount_directly() {
+            assert_eq!(choose(Helper::Auto, Backend::Fuse2), Helper::Fusermount);
+            assert_eq!(choose(Helper::Auto, Backend::Fuse3), Helper::Fusermount3);
+        } else {
+            assert_eq!(choose(Helper::Auto, Backend::Fuse2), Helper::Direct);
+        }
+    }
+}

@@ -1,0 +1,641 @@
+//! The port of a session that has one read loop and a task for each request, on a `current_thread` tokio runtime
+//! (crate fuse3).
+//!
+//! tokio knows only an epoll set of ours, the file that `n` was when the session registered it. The set always holds the
+//! socket, and the device while attached. Gate and set are changed on the runtime's thread, by a control future in its
+//! `block_on`, which is not counted as a task.
+//!
+//! * *Attach*: `n` := device, *then* the device joins the set. The other order loses the wake-up: the loop may run in
+//!   between, meet EAGAIN on the socket, and clear tokio's readiness.
+//! * *Detach*: (a) in one poll, so that no task runs in between: device out of the set, gate closed, `n` := socket.
+//!   (b) Two nudges, the second after the first was seen: then the loop has met EAGAIN on the socket and sleeps. Taking the
+//!   device out of the set is not enough: tokio's readiness clears only on EAGAIN, so under load the loop would read on.
+//!   Requests that were read already wait at the gate, at their handler's entry or, if it awaited, its end. From here
+//!   another backend may be attached. (c) `n` := device again, not in the set and the loop asleep; gate open: replies of
+//!   any size go to the device.
+//! * *Drain*: in the poll that finds no task of a request alive, `n` := socket.
+//! * *Deadline*: EIO for every request in a slot; a late handler finds its slot marked and returns a small error, which
+//!   the forwarder carries into ENOENT.
+//! * *The runtime's thread itself hangs in a handler*: see [`force_detach`](Port::force_detach).
+
+use std::any::Any;
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::atomic::{
+    AtomicBool, AtomicU8, AtomicU64, AtomicUsize,
+    Ordering::{Relaxed, SeqCst},
+};
+use std::sync::{Arc, OnceLock, mpsc};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rustix::event::epoll;
+use tokio::sync::{
+    Notify,
+    mpsc::{UnboundedReceiver, UnboundedSender},
+};
+
+use super::super::{Connection, wire};
+use super::{Drained, Lease, OnEnd, Order, Plug, Port, PortError, State, Wires};
+use crate::config::Backend;
+use crate::ledger::{AnswerStatus, Ledger};
+use crate::vfs::{NodeId, Operation};
+
+/// A `writev(2)` of 1 MiB that had begun when the runtime's thread was found stuck must not meet the socket.
+const GRACE: Duration = Duration::from_millis(20);
+/// How long tasks that wait for a slot have to answer EIO after a deadline.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+/// Unread bytes in the socket above which late answers wait: it takes 278 small messages, then EAGAIN, which would end the
+/// session.
+const CROWDED: libc::c_int = 64 << 10;
+
+nix::ioctl_read_bad!(unread_output, libc::TIOCOUTQ, libc::c_int);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Gate {
+    Open,
+    Closed,
+    /// After a deadline: tasks that have not begun end with EIO.
+    Stale,
+}
+
+/// A request in its handler.
+#[must_use = "a request that was entered must be finished"]
+pub struct InTask {
+    slot: usize,
+}
+
+/// The request must not run: the port has given its session up.
+#[derive(Debug)]
+pub struct Refused;
+
+enum Command {
+    /// Prove that the read loop lives.
+    Ping(mpsc::Sender<Result<(), PortError>>),
+    /// Steps a to c, if the ticket can still be taken. Answers how many requests are in hand.
+    Detach(Arc<Ticket>, mpsc::Sender<Result<usize, PortError>>),
+    /// Wait for the tasks until then.
+    Drain(Instant, mpsc::Sender<Result<Drained, PortError>>),
+    /// End when all handlers have come back.
+    Retire,
+}
+
+/// Either the runtime takes an order or the control loop withdraws it.
+#[derive(Default)]
+struct Ticket(AtomicBool);
+
+impl Ticket {
+    fn take(&self) -> bool {
+        !self.0.swap(true, SeqCst)
+    }
+}
+
+/// See the module.
+pub struct PolledPort {
+    wires: Wires,
+    /// What the session believes to be its device.
+    set: OwnedFd,
+    plug: OnceLock<Plug>,
+    ledger: Ledger,
+    lease: Lease,
+    free: Mutex<Vec<usize>>,
+    slot_freed: Notify,
+    gate: AtomicU8,
+    gate_opened: Notify,
+    nudges: AtomicU64,
+    nudged: Notify,
+    state: Mutex<State>,
+    has_ended: AtomicBool,
+    is_retired: AtomicBool,
+    /// Tasks of the runtime that are no requests.
+    baseline: AtomicUsize,
+    in_hand: AtomicUsize,
+    commands: UnboundedSender<Command>,
+    inbox: Mutex<Option<UnboundedReceiver<Command>>>,
+    on_end: OnEnd,
+    keep: OnceLock<Box<dyn Any + Send + Sync>>,
+}
+
+impl PolledPort {
+    /// A parked port without a session.
+    ///
+    /// # Errors
+    /// When the kernel has no descriptors left.
+    pub fn new(
+        connection: Arc<Connection>,
+        ledger: Ledger,
+        lease: Lease,
+        on_end: OnEnd,
+    ) -> Result<Arc<Self>, PortError> {
+        let system = |source| PortError::System { what: "making the port of fuse3", source };
+        let wires = Wires::new(connection, Backend::Fuse3).map_err(system)?;
+        rustix::io::ioctl_fionbio(&wires.socket, true).map_err(|error| system(error.into()))?;
+        let set = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|error| system(error.into()))?;
+        let (commands, inbox) = tokio::sync::mpsc::unbounded_channel();
+        let port = Self {
+            free: Mutex::new(lease.range().rev().collect()),
+            wires,
+            set,
+            plug: OnceLock::new(),
+            ledger,
+            lease,
+            slot_freed: Notify::new(),
+            gate: AtomicU8::new(Gate::Open as u8),
+            gate_opened: Notify::new(),
+            nudges: AtomicU64::new(0),
+            nudged: Notify::new(),
+            state: Mutex::new(State::Parked),
+            has_ended: AtomicBool::new(false),
+            is_retired: AtomicBool::new(false),
+            baseline: AtomicUsize::new(0),
+            in_hand: AtomicUsize::new(0),
+            commands,
+            inbox: Mutex::new(Some(inbox)),
+            on_end,
+            keep: OnceLock::new(),
+        };
+        port.join_set(&port.wires.socket)?;
+        Ok(Arc::new(port))
+    }
+
+    /// A descriptor of the set for the session to be given. It is inherited by children: close it soon.
+    ///
+    /// # Errors
+    /// When no descriptors are left.
+    pub fn inheritable_set(&self) -> io::Result<OwnedFd> {
+        Ok(rustix::io::dup(&self.set)?)
+    }
+
+    /// Adopts the number of the descriptor that the session reads, before its first read, and parks it. `ours` are other
+    /// descriptors of the set, as [`inheritable_set`](Self::inheritable_set) gives them.
+    ///
+    /// # Errors
+    /// When the session has no descriptor of the set.
+    pub fn adopt(&self, ours: &[RawFd]) -> Result<(), PortError> {
+        let number = self.find_session_descriptor(ours).map_err(|source| PortError::System {
+            what: "finding the session's descriptor in /proc/self/fdinfo",
+            source,
+        })?;
+        let plug = Plug(number);
+        plug.point_at(&self.wires.socket)?;
+        if self.plug.set(plug).is_err() {
+            return Err(PortError::System {
+                what: "adopting a second session",
+                source: io::ErrorKind::AlreadyExists.into(),
+            });
+        }
+        Ok(())
+    }
+
+    /// The session's descriptor is the one besides ours that refers to our set: its `fdinfo` lists what is in the set
+    /// with a number that we chose (`proc_pid_fdinfo(5)`). Unlike `kcmp(2)` that needs no privilege in containers.
+    fn find_session_descriptor(&self, ours: &[RawFd]) -> io::Result<RawFd> {
+        let mark = format!("{:x}", self.mark());
+        for entry in std::fs::read_dir("/proc/self/fdinfo")? {
+            let entry = entry?;
+            let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            if number == self.set.as_raw_fd() || ours.contains(&number) {
+                continue;
+            }
+            // A descriptor that another thread has just closed is none of ours.
+            let Ok(info) = std::fs::read_to_string(entry.path()) else { continue };
+            let is_ours = info
+                .lines()
+                .filter(|line| line.starts_with("tfd:"))
+                .any(|line| line.split_whitespace().skip_while(|word| *word != "data:").nth(1) == Some(mark.as_str()));
+            if is_ours {
+                return Ok(number);
+            }
+        }
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    /// Told apart from other ports' sets by its own address in memory.
+    fn mark(&self) -> u64 {
+        1 << 60 | u64::from(self.wires.socket.as_raw_fd() as u32)
+    }
+
+    fn join_set(&self, file: impl std::os::fd::AsFd) -> Result<(), PortError> {
+        let data = epoll::EventData::new_u64(self.mark());
+        match epoll::add(&self.set, file, data, epoll::EventFlags::IN) {
+            // Attached already, as a draining port that is attached again may be.
+            Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
+            Err(error) => Err(PortError::System { what: "epoll_ctl(2) of the port", source: error.into() }),
+        }
+    }
+
+    fn take_device_out(&self) {
+        match epoll::delete(&self.set, self.wires.device()) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+            Err(error) => tracing::error!(%error, "the device could not be taken out of the port's set"),
+        }
+    }
+
+    /// Tells a session that is waiting for FUSE_INIT what was agreed with the kernel. Blocks: not on the runtime's thread.
+    ///
+    /// # Errors
+    /// When it does not answer within `limit`.
+    pub fn introduce(&self, limit: Duration) -> Result<(), PortError> {
+        self.wires.introduce(limit)
+    }
+
+    /// Keeps what keeps the session's descriptor open.
+    pub fn keep(&self, what: Box<dyn Any + Send + Sync>) {
+        // Set once, when the session is ready; a second value would only be dropped.
+        drop(self.keep.set(what));
+    }
+
+    /// Called by the adapter first in every handler. Waits while the gate is closed or no slot is free.
+    ///
+    /// # Errors
+    /// [`Refused`]: answer EIO and run nothing.
+    #[inline]
+    pub async fn enter(&self, unique: u64, operation: Operation, node: NodeId) -> Result<InTask, Refused> {
+        if self.gate() != Gate::Open {
+            self.wait_at_gate().await?;
+        }
+        let free = self.free.lock().pop();
+        let slot = match free {
+            Some(slot) => slot,
+            None => self.wait_for_slot().await?,
+        };
+        self.ledger.slot(slot).enter(unique, operation, node);
+        Ok(InTask { slot })
+    }
+
+    /// Called by the adapter last in every handler. `false`: the deadline has answered; take back what the answer would
+    /// have handed out, and return a small error.
+    #[inline]
+    pub async fn finish(&self, task: InTask, operation: Operation, status: AnswerStatus) -> bool {
+        if self.gate() == Gate::Closed {
+            // An answer of any size must not meet the socket. A gate that went stale lets it go to find its slot marked.
+            drop(self.wait_at_gate().await);
+        }
+        let wanted = self.ledger.slot(task.slot).leave();
+        self.free.lock().push(task.slot);
+        self.slot_freed.notify_one();
+        self.ledger.lane(Backend::Fuse3, 0).count(operation, status);
+        if !wanted {
+            self.ledger.add_taken_back(Backend::Fuse3);
+            self.wait_for_room().await;
+        }
+        wanted
+    }
+
+    /// Called by the adapter for a FORGET of [`NUDGE_NODE`](super::NUDGE_NODE).
+    pub fn nudged(&self) {
+        self.nudges.fetch_add(1, SeqCst);
+        self.nudged.notify_one();
+    }
+
+    fn gate(&self) -> Gate {
+        match self.gate.load(Relaxed) {
+            0 => Gate::Open,
+            1 => Gate::Closed,
+            _ => Gate::Stale,
+        }
+    }
+
+    fn set_gate(&self, gate: Gate) {
+        self.gate.store(gate as u8, SeqCst);
+        if gate != Gate::Closed {
+            self.gate_opened.notify_waiters();
+            self.slot_freed.notify_waiters();
+        }
+    }
+
+    #[cold]
+    async fn wait_at_gate(&self) -> Result<(), Refused> {
+        loop {
+            // Made before the look: `notify_waiters` reaches it even before it is first polled.
+            let opened = self.gate_opened.notified();
+            match self.gate() {
+                Gate::Open => return Ok(()),
+                Gate::Stale => {
+                    self.wait_for_room().await;
+                    return Err(Refused);
+                }
+                Gate::Closed => opened.await,
+            }
+        }
+    }
+
+    #[cold]
+    async fn wait_for_slot(&self) -> Result<usize, Refused> {
+        loop {
+            let freed = self.slot_freed.notified();
+            if self.gate() == Gate::Stale {
+                return Err(Refused);
+            }
+            let free = self.free.lock().pop();
+            match free {
+                Some(slot) => return Ok(slot),
+                None => freed.await,
+            }
+        }
+    }
+
+    /// Lets a crowd of late answers out as the forwarder makes room. The check and the crate's write are in one poll.
+    async fn wait_for_room(&self) {
+        loop {
+            let mut unread = 0;
+            // SAFETY: TIOCOUTQ stores one int, and the pointer is to one.
+            let known = unsafe { unread_output(self.wires.socket.as_raw_fd(), &raw mut unread) };
+            if known.is_err() || unread < CROWDED {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    fn plug(&self) -> Result<Plug, PortError> {
+        self.plug.get().copied().ok_or(PortError::Ended(Backend::Fuse3))
+    }
+
+    fn requests_alive(&self) -> usize {
+        let alive = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        alive.saturating_sub(self.baseline.load(Relaxed))
+    }
+
+    /// Called on the runtime's thread when the session is ready, before any request was read.
+    ///
+    /// # Errors
+    /// When the forwarder cannot be started.
+    pub fn open_for_orders(&self) -> Result<(), PortError> {
+        self.baseline.store(tokio::runtime::Handle::current().metrics().num_alive_tasks(), Relaxed);
+        self.wires.start_forwarder().map_err(|source| PortError::System { what: "starting the forwarder", source })
+    }
+
+    /// Called on the runtime's thread when the session's main task has ended, for whatever reason.
+    pub fn session_ended(&self) {
+        self.has_ended.store(true, SeqCst);
+        self.baseline.store(self.baseline.load(Relaxed).saturating_sub(1), Relaxed);
+        self.nudged.notify_one();
+        if !self.is_retired.load(SeqCst) {
+            *self.state.lock() = State::Ended;
+            (self.on_end)();
+        }
+    }
+
+    /// Obeys orders until the session is retired. `session` is the session's main task. To be run by `block_on`.
+    pub async fn run(&self, session: impl Future<Output = ()>) {
+        let Some(mut inbox) = self.inbox.lock().take() else { return };
+        let mut session = std::pin::pin!(session);
+        loop {
+            let command = tokio::select! {
+                command = inbox.recv() => command,
+                () = &mut session, if !self.has_ended.load(SeqCst) => { self.session_ended(); continue }
+            };
+            let obey = async {
+                match command {
+                    Some(Command::Ping(answer)) => drop(answer.send(self.obey_ping().await)),
+                    Some(Command::Detach(ticket, answer)) if ticket.take() => {
+                        drop(answer.send(self.obey_detach().await));
+                    }
+                    Some(Command::Detach(..)) => {}
+                    Some(Command::Drain(end, answer)) => drop(answer.send(self.obey_drain(end).await)),
+                    Some(Command::Retire) | None => return self.obey_retire().await,
+                }
+                false
+            };
+            let mut obey = std::pin::pin!(obey);
+            let over = loop {
+                tokio::select! {
+                    over = &mut obey => break over,
+                    () = &mut session, if !self.has_ended.load(SeqCst) => self.session_ended(),
+                }
+            };
+            if over {
+                return;
+            }
+        }
+    }
+
+    async fn pass_nudges(&self, count: u64) -> Result<(), PortError> {
+        for _ in 0..count {
+            let wanted = self.nudges.load(SeqCst) + 1;
+            self.wires.nudge(wanted).map_err(|source| PortError::System { what: "a nudge to the session", source })?;
+            while self.nudges.load(SeqCst) < wanted {
+                if self.has_ended.load(SeqCst) {
+                    return Err(PortError::Ended(Backend::Fuse3));
+                }
+                self.nudged.notified().await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn obey_ping(&self) -> Result<(), PortError> {
+        if self.has_ended.load(SeqCst) {
+            return Err(PortError::Ended(Backend::Fuse3));
+        }
+        self.pass_nudges(1).await
+    }
+
+    async fn obey_detach(&self) -> Result<usize, PortError> {
+        let plug = self.plug()?;
+        self.take_device_out();
+        self.set_gate(Gate::Closed);
+        let silenced = match plug.point_at(&self.wires.socket) {
+            Ok(()) => self.pass_nudges(2).await,
+            Err(error) => Err(error),
+        };
+        // A session that has ended reads no more either; its tasks still answer.
+        let restored = plug.point_at(self.wires.device());
+        self.set_gate(Gate::Open);
+        restored?;
+        match silenced {
+            Ok(()) | Err(PortError::Ended(_)) => Ok(self.requests_alive()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn obey_drain(&self, end: Instant) -> Result<Drained, PortError> {
+        let in_flight = self.in_hand.load(SeqCst);
+        let mut answered_for_hung = 0;
+        if !self.wait_for_tasks(0, end).await {
+            let abandoned = self.answer_for_all();
+            answered_for_hung = abandoned.1;
+            // Tasks that never got a slot are in no list: they answer EIO themselves, now.
+            self.set_gate(Gate::Stale);
+            self.wait_for_tasks(abandoned.0, Instant::now() + LAST_ANSWERS).await;
+        }
+        self.plug()?.point_at(&self.wires.socket)?;
+        Ok(Drained { in_flight, answered_for_hung })
+    }
+
+    /// Waits until at most `left` requests are alive. `false`: not in time.
+    async fn wait_for_tasks(&self, left: usize, end: Instant) -> bool {
+        let mut glances = 0_u32;
+        while self.requests_alive() > left {
+            if Instant::now() >= end {
+                return false;
+            }
+            glances += 1;
+            if glances < 100 {
+                tokio::task::yield_now().await;
+            } else {
+                tokio::time::sleep(Duration::from_micros(500)).await;
+            }
+        }
+        true
+    }
+
+    async fn obey_retire(&self) -> bool {
+        while self.requests_alive() > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        if !self.has_ended.load(SeqCst) {
+            if let Err(error) = self.wires.destroy() {
+                tracing::warn!(%error, "a retired session of fuse3 could not be told to end");
+                return true;
+            }
+            while !self.has_ended.load(SeqCst) {
+                self.nudged.notified().await;
+            }
+        }
+        true
+    }
+
+    /// Marks every request in a slot and answers EIO for it: how many were marked, and for how many the kernel was waiting.
+    fn answer_for_all(&self) -> (usize, usize) {
+        let mut marked = 0;
+        let mut answered = 0;
+        for index in self.lease.range() {
+            let slot = self.ledger.slot(index);
+            if let Some(unique) = slot.current()
+                && slot.abandon(unique)
+            {
+                marked += 1;
+                answered += usize::from(wire::answer_late(self.wires.device(), unique));
+            }
+        }
+        self.ledger.add_answered_for_hung(Backend::Fuse3, answered as u64);
+        (marked, answered)
+    }
+
+    /// Sends a command and waits for its answer.
+    fn order_and_wait<T>(
+        &self,
+        command: impl FnOnce(mpsc::Sender<Result<T, PortError>>) -> Command,
+        what: &'static str,
+        limit: Duration,
+    ) -> Result<T, PortError> {
+        let (answer, answered) = mpsc::channel();
+        self.commands.send(command(answer)).map_err(|_| PortError::Ended(Backend::Fuse3))?;
+        match answered.recv_timeout(limit) {
+            Ok(result) => result,
+            Err(mpsc::RecvTimeoutError::Timeout) => Err(PortError::Silent { backend: Backend::Fuse3, what, limit }),
+            Err(mpsc::RecvTimeoutError::Disconnected) => Err(PortError::Ended(Backend::Fuse3)),
+        }
+    }
+
+    /// The device as the session's replies must reach it.
+    #[must_use]
+    pub fn device(&self) -> BorrowedFd<'_> {
+        self.wires.device()
+    }
+}
+
+impl Port for PolledPort {
+    fn backend(&self) -> Backend {
+        Backend::Fuse3
+    }
+
+    fn state(&self) -> State {
+        *self.state.lock()
+    }
+
+    fn order(&self) -> Order {
+        Order::DetachFirst
+    }
+
+    fn ping(&self, limit: Duration) -> Result<(), PortError> {
+        match self.state() {
+            State::Parked => self.order_and_wait(Command::Ping, "answer a nudge", limit),
+            State::Ended => Err(PortError::Ended(Backend::Fuse3)),
+            _ => Ok(()),
+        }
+    }
+
+    fn attach(&self) -> Result<(), PortError> {
+        let mut state = self.state.lock();
+        if *state == State::Ended {
+            return Err(PortError::Ended(Backend::Fuse3));
+        }
+        self.plug()?.point_at(self.wires.device())?;
+        self.join_set(self.wires.device())?;
+        *state = State::Attached;
+        Ok(())
+    }
+
+    fn detach(&self, limit: Duration) -> Result<(), PortError> {
+        let ticket = Arc::new(Ticket::default());
+        let (answer, answered) = mpsc::channel();
+        let silent = || PortError::Silent { backend: Backend::Fuse3, what: "stop reading", limit };
+        self.commands.send(Command::Detach(ticket.clone(), answer)).map_err(|_| PortError::Ended(Backend::Fuse3))?;
+        let in_hand = match answered.recv_timeout(limit) {
+            Ok(result) => result?,
+            Err(_) if ticket.take() => return Err(silent()),
+            // The runtime has taken the order just now: it lives.
+            Err(_) => answered.recv_timeout(limit).map_err(|_| silent())??,
+        };
+        self.in_hand.store(in_hand, SeqCst);
+        let mut state = self.state.lock();
+        if *state == State::Attached {
+            *state = State::Draining;
+        }
+        Ok(())
+    }
+
+    /// The runtime's thread hangs inside a handler. From outside, in this order:
+    /// 1. gate closed, device out of the set: a thread that comes back now starts nothing and sends nothing large;
+    /// 2. EIO for every request whose handler has begun;
+    /// 3. a grace for a `writev(2)` that the thread began before that;
+    /// 4. `n` := socket;
+    /// 5. the kernel queues the rest again: read by the loop, never begun, in no slot;
+    /// 6. gate stale: when the thread is back, those tasks end with EIO without running, and the kernel ignores it. Not
+    ///    before 5, or the EIO would be taken for the answer.
+    fn force_detach(&self) -> Drained {
+        self.gate.store(Gate::Closed as u8, SeqCst);
+        self.take_device_out();
+        let (in_flight, answered_for_hung) = self.answer_for_all();
+        std::thread::sleep(GRACE);
+        if let Err(error) = self.plug().and_then(|plug| plug.point_at(&self.wires.socket)) {
+            tracing::error!(%error, "fuse3 could not be parked by force");
+        }
+        if let Err(error) = self.wires.connection.resend() {
+            tracing::warn!(%error, "requests that fuse3 has read and not begun wait until its thread comes back, and then get EIO");
+        }
+        self.set_gate(Gate::Stale);
+        *self.state.lock() = State::Hung;
+        Drained { in_flight, answered_for_hung }
+    }
+
+    fn drain(&self, limit: Duration) -> Result<Drained, PortError> {
+        if self.state() == State::Hung {
+            return Ok(Drained::default());
+        }
+        let end = Instant::now() + limit;
+        let drained = self.order_and_wait(|answer| Command::Drain(end, answer), "drain", limit + LAST_ANSWERS * 2)?;
+        let mut state = self.state.lock();
+        if *state == State::Draining {
+            *state =
+                if drained.answered_for_hung == 0 && self.gate() == Gate::Open { State::Parked } else { State::Hung };
+        }
+        Ok(drained)
+    }
+
+    fn retire(&self) {
+        self.is_retired.store(true, SeqCst);
+        // Gone already if it has ended and been told so.
+        drop(self.commands.send(Command::Retire));
+    }
+
+    fn end_by_itself(&self) -> Result<(), PortError> {
+        self.plug()?.point_at(&self.wires.socket)?;
+        self.wires.destroy().map_err(|source| PortError::System { what: "FUSE_DESTROY to the session", source })
+    }
+}
