@@ -3,5 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    lighthouse_fs::backend::act_as_mount_helper();
     lighthouse_fs::cli::main()
 }

@@ -91,6 +91,17 @@ impl Connection {
         Ok(connection)
     }
 
+    /// A connection whose other end is not the kernel's: for sessions that are only compared, and for tests. Each backend
+    /// gets a socket of its own (SOCK_SEQPACKET), and what it should believe of the kernel.
+    ///
+    /// # Errors
+    /// When the flags of the descriptors cannot be set.
+    pub fn between(fuse2: OwnedFd, fuse3: OwnedFd, negotiated: Negotiated) -> io::Result<Self> {
+        set_blocking(&fuse2, Blocking::Yes)?;
+        set_blocking(&fuse3, Blocking::No)?;
+        Ok(Self { first: fuse2, clone: fuse3, negotiated, maker: mount::Maker::Others, mountpoint: PathBuf::new() })
+    }
+
     /// The open file that a backend's port reads.
     #[must_use]
     pub fn device(&self, backend: Backend) -> BorrowedFd<'_> {
