@@ -1,0 +1,257 @@
+//! `lighthouse-fs serve`: one directory served at one mount point, for each backend and each way to mount.
+
+#[macro_use]
+mod support;
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{ErrorKind, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::path::Path;
+use std::time::Duration;
+
+use nix::mount::MsFlags;
+use rstest::rstest;
+use support::{Backend, Helper, Mount, ROOT_DIRECT, Sandbox, User, Way, require_root, run_as, unless_skipped};
+
+for_each_way! {
+    files_and_directories
+    what_is_written_is_in_the_source_and_back
+    the_mount_belongs_to_its_user
+    a_read_only_mount_refuses_writing
+    the_daemon_ends_when_somebody_else_unmounts
+}
+
+/// The backend for tests to which it does not matter.
+fn any_backend() -> Backend {
+    Backend::ALL.into_iter().find(|backend| backend.is_built_in()).expect("a build with a backend")
+}
+
+fn files_and_directories(backend: Backend, way: Way) {
+    let mount = Mount::builder(backend, way).start();
+    mount.act(|| {
+        let path = |name: &str| mount.path(name);
+        fs::create_dir(path("directory")).unwrap();
+        fs::write(path("directory/file"), "one").unwrap();
+        OpenOptions::new().append(true).open(path("directory/file")).unwrap().write_all(b" two").unwrap();
+        assert_eq!(fs::read_to_string(path("directory/file")).unwrap(), "one two");
+
+        fs::hard_link(path("directory/file"), path("link")).unwrap();
+        assert_eq!(fs::metadata(path("link")).unwrap().nlink(), 2);
+        symlink("directory/file", path("symlink")).unwrap();
+        assert_eq!(fs::read_link(path("symlink")).unwrap(), Path::new("directory/file"));
+        assert_eq!(fs::read_to_string(path("symlink")).unwrap(), "one two");
+
+        fs::set_permissions(path("link"), Permissions::from_mode(0o640)).unwrap();
+        assert_eq!(fs::metadata(path("directory/file")).unwrap().mode() & 0o7777, 0o640);
+        let file = OpenOptions::new().write(true).open(path("link")).unwrap();
+        file.set_len(3).unwrap();
+        let time = std::time::UNIX_EPOCH + Duration::from_nanos(1_234_567_890_123_456_789);
+        file.set_modified(time).unwrap();
+        assert_eq!(file.metadata().unwrap().modified().unwrap(), time);
+        drop(file);
+        assert_eq!(fs::read_to_string(path("link")).unwrap(), "one");
+
+        fs::rename(path("link"), path("directory/renamed")).unwrap();
+        assert_eq!(fs::metadata(path("link")).unwrap_err().kind(), ErrorKind::NotFound);
+        let listing = fs::read_dir(path("directory")).unwrap();
+        let mut names: Vec<_> = listing.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["file", "renamed"]);
+
+        assert_eq!(fs::remove_dir(path("directory")).unwrap_err().kind(), ErrorKind::DirectoryNotEmpty);
+        for name in ["directory/file", "directory/renamed", "symlink"] {
+            fs::remove_file(path(name)).unwrap();
+        }
+        fs::remove_dir(path("directory")).unwrap();
+        assert_eq!(fs::read_dir(path("")).unwrap().count(), 0);
+        assert!(rustix::fs::statvfs(path("")).unwrap().f_blocks > 0);
+    });
+    mount.assert_all_answered();
+    mount.stop();
+}
+
+fn what_is_written_is_in_the_source_and_back(backend: Backend, way: Way) {
+    // Larger than any single request, and no multiple of a page.
+    let content: Vec<u8> = (0..3_000_017_u32).map(|number| (number % 251) as u8).collect();
+    let mount = Mount::builder(backend, way).start();
+    mount.act(|| {
+        fs::write(mount.path("through the mount"), &content).unwrap();
+        fs::write(mount.source_path("in the source"), &content).unwrap();
+        assert!(fs::read(mount.source_path("through the mount")).unwrap() == content);
+        assert!(fs::read(mount.path("in the source")).unwrap() == content);
+    });
+    mount.stop();
+}
+
+fn the_mount_belongs_to_its_user(backend: Backend, way: Way) {
+    let mount = Mount::builder(backend, way).start();
+    let (uid, gid) = way.user.ids();
+    mount.act(|| {
+        fs::write(mount.path("file"), "").unwrap();
+        let metadata = fs::metadata(mount.path("file")).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid()), (uid, gid));
+    });
+    assert_eq!(fs::metadata(mount.source_path("file")).unwrap().uid(), uid);
+    let options = mount.kernel().options;
+    for expected in ["nosuid", "nodev", "default_permissions"] {
+        assert!(options.contains(expected), "{expected} is missing in {options}");
+    }
+    // Without allow_other nobody else gets in, not even root.
+    if require_root().is_ok() {
+        let stranger = 65533;
+        let refused = run_as(stranger, stranger, || fs::metadata(mount.path("file"))).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::PermissionDenied);
+    }
+    mount.stop();
+}
+
+fn a_read_only_mount_refuses_writing(backend: Backend, way: Way) {
+    let mount = Mount::builder(backend, way).read_only().start();
+    mount.act(|| {
+        fs::write(mount.source_path("file"), "content").unwrap();
+        assert_eq!(fs::read_to_string(mount.path("file")).unwrap(), "content");
+        let refusals = [
+            fs::write(mount.path("file"), "other"),
+            fs::write(mount.path("new"), ""),
+            fs::create_dir(mount.path("directory")),
+            fs::remove_file(mount.path("file")),
+            fs::rename(mount.path("file"), mount.path("renamed")),
+            fs::set_permissions(mount.path("file"), Permissions::from_mode(0o600)),
+        ];
+        for refusal in refusals {
+            assert_eq!(refusal.unwrap_err().kind(), ErrorKind::ReadOnlyFilesystem);
+        }
+        assert_eq!(fs::read_to_string(mount.source_path("file")).unwrap(), "content");
+    });
+    mount.stop();
+}
+
+fn the_daemon_ends_when_somebody_else_unmounts(backend: Backend, way: Way) {
+    let mut mount = Mount::builder(backend, way).start();
+    let mountpoint = mount.sandbox.mountpoint();
+    let unmounted = mount.act(|| match way.helper {
+        Helper::Direct => mount.sandbox.client("umount").arg(&mountpoint).status(),
+        helper => mount.sandbox.client(helper.name()).arg("-u").arg(&mountpoint).status(),
+    });
+    assert!(unmounted.unwrap().success());
+    assert!(mount.wait().success(), "an unmounted mount is no failure");
+    mount.sandbox.assert_nothing_left();
+}
+
+#[rstest]
+fn several_users_with_allow_other(#[values(Backend::Fuse2, Backend::Fuse3)] backend: Backend) {
+    unless_skipped(require_root().and_then(|()| built_in(backend)), || {
+        let mount = Mount::builder(backend, ROOT_DIRECT).allow_other().start();
+        let (alice, bob) = (60001, 60002);
+        mount.act(|| fs::set_permissions(mount.path(""), Permissions::from_mode(0o1777)).unwrap());
+        run_as(alice, alice, || {
+            fs::write(mount.path("private"), "alice's").unwrap();
+            fs::set_permissions(mount.path("private"), Permissions::from_mode(0o600)).unwrap();
+            fs::write(mount.path("public"), "for all").unwrap();
+            fs::set_permissions(mount.path("public"), Permissions::from_mode(0o644)).unwrap();
+        });
+        run_as(bob, bob, || {
+            assert_eq!(fs::read_to_string(mount.path("public")).unwrap(), "for all");
+            let refusals = [
+                fs::read(mount.path("private")).map(drop),
+                fs::write(mount.path("public"), "bob's"),
+                fs::remove_file(mount.path("public")),
+                chown(mount.path("private"), Some(bob), None),
+            ];
+            for refusal in refusals {
+                assert_eq!(refusal.unwrap_err().kind(), ErrorKind::PermissionDenied);
+            }
+            fs::create_dir(mount.path("bob's")).unwrap();
+        });
+        let owner = |name: &str| fs::metadata(mount.source_path(name)).unwrap().uid();
+        assert_eq!((owner("private"), owner("bob's")), (alice, bob), "files are created as the caller");
+        chown(mount.path("private"), Some(bob), Some(bob)).unwrap();
+        assert_eq!(owner("private"), bob);
+        mount.stop();
+    });
+}
+
+fn built_in(backend: Backend) -> Result<(), String> {
+    if backend.is_built_in() { Ok(()) } else { Err(format!("this build has no {backend}")) }
+}
+
+#[test]
+fn a_descriptor_that_is_mounted_already() {
+    unless_skipped(require_root(), || {
+        let mut mount = Mount::builder(any_backend(), ROOT_DIRECT).start_on_descriptor(mount_without_negotiating);
+        fs::write(mount.path("file"), "content").unwrap();
+        assert_eq!(fs::read_to_string(mount.source_path("file")).unwrap(), "content");
+        assert!(mount.terminate().success());
+        // Whoever has mounted it unmounts it: it was lent.
+        mount.kernel().end();
+        mount.sandbox.assert_nothing_left();
+    });
+}
+
+/// What a privileged helper does for a daemon that may not mount: the kernel's FUSE_INIT waits in the descriptor.
+fn mount_without_negotiating(sandbox: &Sandbox) -> OwnedFd {
+    let device = OpenOptions::new().read(true).write(true).open("/dev/fuse").unwrap();
+    let options = format!("fd={},rootmode=40000,user_id=0,group_id=0,default_permissions", device.as_raw_fd());
+    nix::mount::mount(
+        Some("lighthouse-fs"),
+        &sandbox.mountpoint(),
+        Some("fuse.lighthouse-fs"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+        Some(options.as_str()),
+    )
+    .unwrap();
+    device.into()
+}
+
+#[test]
+fn sigterm_unmounts_a_mount_that_is_in_use() {
+    unless_skipped(Way::any().possible(), || {
+        let mut mount = Mount::builder(any_backend(), Way::any()).start();
+        let open = mount.act(|| File::create(mount.path("file")).unwrap());
+        assert!(mount.terminate().success());
+        mount.sandbox.assert_nothing_left();
+        assert!(!mount.sandbox.socket().exists(), "the control socket stays behind");
+        drop(open);
+    });
+}
+
+#[rstest]
+#[case::no_source("nowhere", "mountpoint", "nowhere")]
+#[case::a_file_as_source("file", "mountpoint", "file")]
+#[case::no_mount_point("source", "nowhere", "nowhere")]
+#[case::a_file_as_mount_point("source", "file", "file")]
+fn what_cannot_be_served(#[case] source: &str, #[case] mountpoint: &str, #[case] named: &str) {
+    let sandbox = Sandbox::new(User::Ordinary, Duration::from_secs(30));
+    fs::write(sandbox.path().join("file"), "").unwrap();
+    let at = |name: &str| sandbox.path().join(name).into_os_string();
+    let socket = sandbox.socket().into_os_string();
+    let arguments = [
+        "serve".into(),
+        "--source".into(),
+        at(source),
+        "--mountpoint".into(),
+        at(mountpoint),
+        "--socket".into(),
+        socket,
+    ];
+    let output = sandbox.run(arguments);
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains(sandbox.path().join(named).to_str().unwrap()), "which path is wrong? {message}");
+    sandbox.assert_nothing_left();
+}
+
+#[test]
+fn a_helper_that_is_missing() {
+    let sandbox = Sandbox::new(User::Ordinary, Duration::from_secs(30));
+    let mut command = sandbox.program();
+    command.args(["serve", "--helper", "fusermount3", "--source"]).arg(sandbox.source());
+    command.arg("--mountpoint").arg(sandbox.mountpoint()).arg("--socket").arg(sandbox.socket());
+    command.env("PATH", "/nowhere");
+    let output = assert_cmd::Command::from_std(command).timeout(support::COMMAND_LIMIT).output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("fusermount3"), "what is missing? {message}");
+    sandbox.assert_nothing_left();
+}

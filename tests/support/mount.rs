@@ -1,0 +1,243 @@
+//! A running daemon with one mount.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use command_fds::{CommandFdExt, FdMapping};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use super::sandbox::{Sandbox, end_everything};
+use super::watchdog::log_tail;
+use super::way::Way;
+use super::{Backend, COMMAND_LIMIT, MountPoint, wait_for};
+
+const START_LIMIT: Duration = Duration::from_secs(20);
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// How long a test may take before the watchdog ends it, unless it says otherwise.
+const TEST_LIMIT: Duration = Duration::from_secs(60);
+/// Where a FUSE descriptor is handed in.
+const HANDED_IN: i32 = 7;
+
+/// What a mount is to be like.
+#[derive(Debug)]
+pub struct Builder {
+    backend: Backend,
+    way: Way,
+    limit: Duration,
+    arguments: Vec<String>,
+}
+
+impl Builder {
+    /// Admits other users.
+    pub fn allow_other(mut self) -> Self {
+        self.arguments.push("--allow-other".into());
+        self
+    }
+
+    /// Refuses writing.
+    pub fn read_only(mut self) -> Self {
+        self.arguments.push("--read-only".into());
+        self
+    }
+
+    /// Gives the test more or less time than a minute.
+    pub fn limit(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// Starts the daemon and waits until its mount answers.
+    pub fn start(self) -> Mount {
+        let sandbox = Sandbox::new(self.way.user, self.limit);
+        let mut command = self.command(&sandbox);
+        command.args(["--helper", self.way.helper.name(), "--mountpoint"]).arg(sandbox.mountpoint());
+        Mount::spawn(sandbox, command)
+    }
+
+    /// Starts the daemon on a FUSE descriptor that `mount` has made and mounted at the sandbox's mount point.
+    pub fn start_on_descriptor(self, mount: impl FnOnce(&Sandbox) -> OwnedFd) -> Mount {
+        let sandbox = Sandbox::new(self.way.user, self.limit);
+        let mut command = self.command(&sandbox);
+        command.arg("--mountpoint").arg(format!("/dev/fd/{HANDED_IN}")).arg("--mounted-at").arg(sandbox.mountpoint());
+        let device = FdMapping { parent_fd: mount(&sandbox), child_fd: HANDED_IN };
+        command.fd_mappings(vec![device]).expect("one descriptor");
+        Mount::spawn(sandbox, command)
+    }
+
+    fn command(&self, sandbox: &Sandbox) -> Command {
+        let mut command = sandbox.program();
+        command.args(["serve", "--name", "default", "--backend", self.backend.name()]);
+        command.arg("--source").arg(sandbox.source()).arg("--socket").arg(sandbox.socket()).args(&self.arguments);
+        command
+    }
+}
+
+/// A mount that answers. Dropping it ends the daemon and clears everything away.
+#[derive(Debug)]
+pub struct Mount {
+    daemon: Child,
+    /// Its folder.
+    pub sandbox: Sandbox,
+}
+
+/// What `switch --json` says.
+#[derive(Clone, Debug, serde::Deserialize)]
+pub struct Switched {
+    /// The backend that served before.
+    pub from: Backend,
+    /// The backend that serves now.
+    pub to: Backend,
+    /// How long nobody was reading requests.
+    pub pause_ms: f64,
+    /// Requests that the old backend had in hand.
+    pub in_flight: u64,
+    /// Requests that were answered EIO because the old backend did not answer them.
+    pub answered_for_hung: u64,
+}
+
+impl Mount {
+    /// What it is to be like; `start` makes it.
+    pub fn builder(backend: Backend, way: Way) -> Builder {
+        Builder { backend, way, limit: TEST_LIMIT, arguments: Vec::new() }
+    }
+
+    fn spawn(sandbox: Sandbox, mut command: Command) -> Self {
+        let log = File::create(sandbox.log()).expect("a log");
+        command.stdin(std::process::Stdio::null()).stderr(log.try_clone().expect("a descriptor")).stdout(log);
+        // A group of its own: a Ctrl-C in the terminal reaches the test, which then ends the daemon in order.
+        command.process_group(0);
+        let mut mount = Self { daemon: command.spawn().expect("the daemon"), sandbox };
+        // A descriptor that was handed in stays open here as long as the command exists.
+        drop(command);
+        wait_for("the mount to answer", START_LIMIT, || {
+            if let Some(status) = mount.daemon.try_wait().expect("the daemon") {
+                panic!("the daemon has ended: {status}");
+            }
+            let status = mount.try_status()?;
+            matches!(status["health"].as_str(), Some("healthy" | "degraded")).then_some(())
+        });
+        mount
+    }
+
+    /// A path in the mount.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.sandbox.mountpoint().join(name)
+    }
+
+    /// The same path in the source.
+    pub fn source_path(&self, name: &str) -> PathBuf {
+        self.sandbox.source().join(name)
+    }
+
+    /// Does something as the user who has mounted.
+    pub fn act<T: Send>(&self, action: impl FnOnce() -> T + Send) -> T {
+        self.sandbox.user().act(action)
+    }
+
+    /// What the daemon says of this mount.
+    pub fn status(&self) -> Value {
+        self.try_status().expect("the daemon answers")
+    }
+
+    fn try_status(&self) -> Option<Value> {
+        let output = self.ask(&["status"]);
+        let answer: Value = serde_json::from_slice(&output.stdout).ok()?;
+        answer["mounts"].as_array()?.iter().find(|mount| mount["name"] == "default").cloned()
+    }
+
+    /// The backend that serves.
+    pub fn active(&self) -> Backend {
+        let status = self.status();
+        let active = status["active"].as_object().expect("active backends");
+        assert_eq!(active.len(), 1, "one backend serves: {status}");
+        active.keys().next().expect("a backend").parse().expect("a known backend")
+    }
+
+    /// Changes the backend.
+    pub fn switch(&self, to: Backend) -> Switched {
+        let output = self.ask(&["switch", "default", to.name()]);
+        assert!(output.status.success(), "switch to {to}: {output:?}\n{}", log_tail(self.sandbox.path()));
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error} in {output:?}"))
+    }
+
+    /// Runs a command that asks the daemon, with `--json`; as the daemon's user.
+    pub fn ask(&self, arguments: &[&str]) -> std::process::Output {
+        let mut command = self.sandbox.program();
+        command.args(arguments).arg("--json").arg("--socket").arg(self.sandbox.socket());
+        assert_cmd::Command::from_std(command).timeout(COMMAND_LIMIT).output().expect("the program")
+    }
+
+    /// The kernel's side.
+    pub fn kernel(&self) -> MountPoint {
+        let mut mounts = self.sandbox.mounts();
+        assert_eq!(mounts.len(), 1, "one mount: {mounts:?}");
+        mounts.remove(0)
+    }
+
+    /// Number of the FUSE connection.
+    pub fn connection_id(&self) -> u32 {
+        self.kernel().connection
+    }
+
+    /// Number of requests that the kernel has no answer to.
+    pub fn waiting(&self) -> u64 {
+        self.kernel().waiting()
+    }
+
+    /// Asserts that the kernel gets an answer to everything it has asked. What it sends on its own, such as RELEASE, may
+    /// be under way still.
+    pub fn assert_all_answered(&self) {
+        wait_for("every request to be answered", COMMAND_LIMIT, || (self.waiting() == 0).then_some(()));
+    }
+
+    /// Process id of the daemon.
+    pub fn daemon_pid(&self) -> i32 {
+        self.daemon.id().try_into().expect("a process id")
+    }
+
+    /// Waits until the daemon has ended by itself.
+    pub fn wait(&mut self) -> ExitStatus {
+        let daemon = &mut self.daemon;
+        wait_for("the daemon to end", STOP_LIMIT, || daemon.try_wait().expect("the daemon"))
+    }
+
+    /// Asks the daemon to end, and waits until it has.
+    pub fn terminate(&mut self) -> ExitStatus {
+        kill(Pid::from_raw(self.daemon_pid()), Signal::SIGTERM).expect("a running daemon");
+        self.wait()
+    }
+
+    /// Ends the daemon in order, and asserts that it goes with 0 and leaves nothing.
+    pub fn stop(mut self) {
+        let status = self.terminate();
+        assert!(status.success(), "after SIGTERM: {status}\n{}", log_tail(self.sandbox.path()));
+        self.sandbox.assert_nothing_left();
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", log_tail(self.sandbox.path()));
+        }
+        let pid = Pid::from_raw(self.daemon_pid());
+        if self.daemon.try_wait().expect("the daemon").is_none() {
+            kill(pid, Signal::SIGTERM).expect("a running daemon");
+        }
+        // Not `wait`: a panic here would hide the one that is under way.
+        let began = Instant::now();
+        while self.daemon.try_wait().expect("the daemon").is_none() && began.elapsed() < STOP_LIMIT {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        if self.daemon.try_wait().expect("the daemon").is_none() {
+            end_everything(self.sandbox.path());
+        }
+        self.daemon.wait().expect("the daemon");
+    }
+}
