@@ -14,7 +14,7 @@
 //! | [`vfs`] | what the file system does: the trait, and pass-through |
 //! | [`ledger`] | the shared mapping: its layout and the rules of writing it |
 //! | [`config`] | plain data; every module may import it |
-//! | [`bench`] | the load that demo and tests use |
+//! | [`mod@bench`] | the load that demo and tests use |
 
 pub mod api;
 pub mod backend;

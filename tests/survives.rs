@@ -1,5 +1,8 @@
 //! What programs hold on a mount stays as it was through every switch, in both directions.
 
+// A build with one backend has nothing to switch to.
+#![cfg(all(feature = "fuse2", feature = "fuse3"))]
+
 #[macro_use]
 mod support;
 
