@@ -1,1 +1,0 @@
-//! Tables that map node and handle numbers to what stands behind them.
