@@ -17,7 +17,7 @@ pub struct Args {
 /// Serves until told to stop.
 pub fn run(args: &Args) -> ExitCode {
     match process::inherited(args.device) {
-        Ok((line, ledger, device)) => server::run(line, ledger, device).into(),
+        Ok((line, ledger, device)) => server::run(&line, ledger, device).into(),
         Err(error) => fail(exit::USAGE, error),
     }
 }

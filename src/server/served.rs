@@ -1,0 +1,369 @@
+//! One served mount: a connection, a session of each backend, and who of them reads requests. All changes of that are
+//! made here, one at a time: a switch, a failover, the end.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::backend::{self, Context, StartError};
+use crate::config::{Backend, Deadlines, Mount};
+use crate::connection::port::{Drained, Leases, Order, Port, PortError, State};
+use crate::connection::{ConnectError, Connection, Unmounted};
+use crate::ledger::{Ledger, PortState};
+use crate::vfs::Vfs;
+
+use super::orders::{Switched, Unavailable};
+
+/// How long a session may take to start.
+const START_LIMIT: Duration = Duration::from_secs(10);
+/// How long a failover waits for answers of the session that has ended, before it goes on without asking the kernel to
+/// send again what that session has read and lost.
+const LAST_ANSWERS: Duration = Duration::from_millis(5);
+
+/// A session by its number: sessions of a backend follow each other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SessionEnded {
+    backend: Backend,
+    session: u64,
+}
+
+/// Called, from any thread, when a session has ended by itself; to be given to [`Served::session_ended`].
+pub type OnSessionEnd = Arc<dyn Fn(SessionEnded) + Send + Sync>;
+
+/// Why a mount is not served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// No connection.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The backend that was asked for does not come up.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// It came up and could not be attached.
+    #[error(transparent)]
+    Port(#[from] PortError),
+}
+
+/// Why a switch failed. The old backend serves on.
+#[derive(Debug, thiserror::Error)]
+#[error("the switch to {to} failed, {serving} serves on: {reason}")]
+pub struct SwitchError {
+    to: Backend,
+    serving: Backend,
+    reason: String,
+}
+
+/// What became of the end of a session.
+#[derive(Debug)]
+pub enum Consequence {
+    /// None: it was not reading requests, or was replaced before.
+    None,
+    /// Another session has taken over.
+    FailedOver(Switched),
+    /// The kernel has ended the connection: unmounted, or aborted.
+    ConnectionGone,
+    /// No session could take over, so nobody serves.
+    NobodyServes(String),
+}
+
+struct Session {
+    port: Arc<dyn Port>,
+    number: u64,
+}
+
+/// See the module.
+pub struct Served {
+    context: Context,
+    deadlines: Deadlines,
+    sessions: [Option<Session>; 2],
+    active: Backend,
+    next_session: u64,
+    on_session_end: OnSessionEnd,
+}
+
+impl Served {
+    /// Mounts, starts both sessions, and attaches the one that `mount` names. `given` is a descriptor that somebody else
+    /// has mounted. The process must be [prepared](backend::prepare).
+    ///
+    /// # Errors
+    /// When the mount or the named backend does not come up; then nothing is mounted that was not before.
+    pub fn start(
+        mount: &Mount,
+        vfs: Arc<dyn Vfs>,
+        ledger: Ledger,
+        given: Option<OwnedFd>,
+        on_session_end: OnSessionEnd,
+    ) -> Result<(Self, Vec<Unavailable>), ServeError> {
+        let first = mount.backend.resolve();
+        let connection = Arc::new(Connection::establish(mount, first, given)?);
+        let context = Context {
+            vfs,
+            connection: connection.clone(),
+            ledger,
+            leases: Leases::default(),
+            cache: mount.cache,
+            threads: mount.io.threads,
+        };
+        let mut served = Self {
+            context,
+            deadlines: mount.deadlines,
+            sessions: [None, None],
+            active: first,
+            next_session: 0,
+            on_session_end,
+        };
+        served.serve_first(first).inspect_err(|_| {
+            if let Err(error) = connection.unmount(Duration::ZERO) {
+                tracing::error!(%error, "the mount that failed is left behind: unmount it by hand");
+            }
+        })?;
+        let other = first.other();
+        let unavailable = match served.start_session(other) {
+            Ok(_) => Vec::new(),
+            Err(error) => vec![Unavailable { backend: other, reason: error.to_string() }],
+        };
+        served.publish();
+        Ok((served, unavailable))
+    }
+
+    fn serve_first(&mut self, first: Backend) -> Result<(), ServeError> {
+        self.start_session(first)?.attach()?;
+        self.publish();
+        Ok(())
+    }
+
+    /// The backend that serves.
+    #[must_use]
+    pub fn active(&self) -> Backend {
+        self.active
+    }
+
+    /// The kernel's side.
+    #[must_use]
+    pub fn connection(&self) -> &Connection {
+        &self.context.connection
+    }
+
+    fn start_session(&mut self, backend: Backend) -> Result<Arc<dyn Port>, StartError> {
+        let number = self.next_session;
+        self.next_session += 1;
+        let on_session_end = self.on_session_end.clone();
+        let on_end = Arc::new(move || on_session_end(SessionEnded { backend, session: number }));
+        let port = backend::start(backend, &self.context, on_end, START_LIMIT)?;
+        self.sessions[backend.index()] = Some(Session { port: port.clone(), number });
+        Ok(port)
+    }
+
+    /// A session that is parked and lives. One that hangs or has ended is replaced.
+    fn living_session(&mut self, backend: Backend) -> Result<Arc<dyn Port>, StartError> {
+        if let Some(session) = &self.sessions[backend.index()] {
+            let is_good = session.port.state() == State::Parked
+                && session
+                    .port
+                    .ping(self.deadlines.switch)
+                    .inspect_err(|error| tracing::warn!(%backend, %error, "its session is replaced"))
+                    .is_ok();
+            if is_good {
+                return Ok(session.port.clone());
+            }
+            session.port.retire();
+        }
+        self.start_session(backend)
+    }
+
+    /// Makes `to` serve.
+    ///
+    /// # Errors
+    /// When it cannot; the backend that served before serves on.
+    pub fn switch(&mut self, to: Backend, reason: &str) -> Result<Switched, SwitchError> {
+        let from = self.active;
+        let mut switched = Switched {
+            from,
+            to,
+            reason: reason.into(),
+            pause_ms: 0.0,
+            total_ms: 0.0,
+            in_flight: 0,
+            answered_for_hung: 0,
+        };
+        if from == to {
+            return Ok(switched);
+        }
+        let failed = |reason: String| SwitchError { to, serving: from, reason };
+        let new = self.living_session(to).map_err(|error| failed(error.to_string()))?;
+        let Some(old) = self.sessions[from.index()].as_ref().map(|session| session.port.clone()) else {
+            return Err(failed(format!("{from} has no session")));
+        };
+        let began = Instant::now();
+        let forced = self.hand_over(&*old, &*new).map_err(|error| failed(error.to_string()))?;
+        switched.pause_ms = milliseconds(began.elapsed());
+        self.active = to;
+        self.publish();
+        let drained = match forced {
+            Some(drained) => drained,
+            None => self.drain(&*old, &*new),
+        };
+        switched.in_flight = drained.in_flight;
+        switched.answered_for_hung = drained.answered_for_hung;
+        switched.total_ms = milliseconds(began.elapsed());
+        self.publish();
+        Ok(switched)
+    }
+
+    /// Attaches `new` and detaches `old`. What was drained by force, if `old` did not react. On failure `old` is attached.
+    fn hand_over(&self, old: &dyn Port, new: &dyn Port) -> Result<Option<Drained>, PortError> {
+        if old.order() == Order::NextFirst {
+            new.attach()?;
+            if let Err(error) = old.detach(self.deadlines.switch) {
+                // Both are attached, and both serve: the new one is taken back.
+                tracing::error!(%error, "the old backend could not be detached");
+                new.detach(self.deadlines.switch)?;
+                new.drain(self.deadlines.drain)?;
+                return Err(error);
+            }
+            return Ok(None);
+        }
+        let forced = match old.detach(self.deadlines.switch) {
+            Ok(()) | Err(PortError::Ended(_)) => None,
+            Err(error @ PortError::Silent { .. }) => {
+                tracing::warn!(%error, "it is parked by force");
+                Some(old.force_detach())
+            }
+            Err(error) => return Err(error),
+        };
+        match new.attach() {
+            Ok(()) => Ok(forced),
+            Err(error) => {
+                old.attach()?;
+                Err(error)
+            }
+        }
+    }
+
+    fn drain(&self, old: &dyn Port, new: &dyn Port) -> Drained {
+        let error = match old.drain(self.deadlines.drain) {
+            Ok(drained) => return drained,
+            Err(error) => error,
+        };
+        tracing::warn!(%error, "it is parked by force");
+        if old.order() == Order::NextFirst {
+            return Drained::default();
+        }
+        // What it has read and not begun must be sent again, and while that happens nobody else may hold a request.
+        let rest = new.detach(self.deadlines.switch).and_then(|()| new.drain(self.deadlines.drain));
+        if let Err(error) = rest {
+            tracing::warn!(%error, "the new backend could not be held back");
+        }
+        let drained = old.force_detach();
+        if let Err(error) = new.attach() {
+            tracing::error!(%error, "the new backend could not be attached again");
+        }
+        drained
+    }
+
+    /// A session has ended by itself.
+    pub fn session_ended(&mut self, ended: SessionEnded) -> Consequence {
+        let is_current =
+            self.sessions[ended.backend.index()].as_ref().is_some_and(|session| session.number == ended.session);
+        if !is_current {
+            return Consequence::None;
+        }
+        if self.context.connection.is_gone() {
+            return Consequence::ConnectionGone;
+        }
+        if ended.backend != self.active {
+            self.publish();
+            return Consequence::None;
+        }
+        let from = self.active;
+        let began = Instant::now();
+        self.recover_lost(from);
+        let mut failures = Vec::new();
+        for to in [from.other(), from] {
+            let attached = self
+                .living_session(to)
+                .map_err(|error| error.to_string())
+                .and_then(|new| new.attach().map_err(|error| error.to_string()));
+            match attached {
+                Ok(()) => {
+                    let pause_ms = milliseconds(began.elapsed());
+                    self.active = to;
+                    self.publish();
+                    return Consequence::FailedOver(Switched {
+                        from,
+                        to,
+                        reason: format!("the session of {from} has ended by itself"),
+                        pause_ms,
+                        total_ms: pause_ms,
+                        in_flight: 0,
+                        answered_for_hung: 0,
+                    });
+                }
+                Err(error) => failures.push(format!("{to}: {error}")),
+            }
+        }
+        self.publish();
+        Consequence::NobodyServes(failures.join("; "))
+    }
+
+    /// A session that ended may have read a request and lost it. The kernel sends such requests again if asked; that is
+    /// safe once no handler of that session is left that could still answer.
+    fn recover_lost(&self, from: Backend) {
+        let began = Instant::now();
+        let still_busy = || self.context.ledger.in_flight().iter().any(|one| one.backend == from && !one.abandoned);
+        while still_busy() {
+            if began.elapsed() > LAST_ANSWERS {
+                tracing::warn!(%from, "it still holds requests, so what it may have lost is not asked for again");
+                return;
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        match self.context.connection.resend() {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {
+                tracing::debug!("this kernel cannot send requests again (before Linux 6.9)");
+            }
+            Err(error) => tracing::warn!(%error, "requests could not be asked for again"),
+        }
+    }
+
+    /// Makes the session that serves end as if by itself, for rehearsals and tests.
+    ///
+    /// # Errors
+    /// When it has ended already.
+    pub fn end_active_session(&self) -> Result<(), PortError> {
+        match &self.sessions[self.active.index()] {
+            Some(session) => session.port.end_by_itself(),
+            None => Err(PortError::Ended(self.active)),
+        }
+    }
+
+    /// Unmounts, with the deadline of the mount. The sessions end with the connection.
+    ///
+    /// # Errors
+    /// When even a lazy unmount fails.
+    pub fn unmount(&self) -> std::io::Result<Unmounted> {
+        for session in self.sessions.iter().flatten() {
+            tracing::debug!(backend = %session.port.backend(), state = ?session.port.state(), "unmounting");
+        }
+        self.context.connection.unmount(self.deadlines.unmount)
+    }
+
+    fn publish(&self) {
+        for backend in Backend::ALL {
+            let state = match self.sessions[backend.index()].as_ref().map(|session| session.port.state()) {
+                None => PortState::Absent,
+                Some(State::Parked) => PortState::Parked,
+                Some(State::Attached) => PortState::Attached,
+                Some(State::Draining) => PortState::Draining,
+                Some(State::Hung) => PortState::Hung,
+                Some(State::Ended) => PortState::Ended,
+            };
+            self.context.ledger.set_port_state(backend, state);
+        }
+    }
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
