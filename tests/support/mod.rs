@@ -43,7 +43,7 @@ use std::time::{Duration, Instant};
 pub use lighthouse_fs::config::{Backend, Helper};
 pub use machine::{MountPoint, mounts_below};
 pub use mount::{Mount, Switched};
-pub use sandbox::Sandbox;
+pub use sandbox::{Sandbox, end_everything};
 pub use way::{ROOT_DIRECT, ROOT_FUSERMOUNT, ROOT_FUSERMOUNT3, USER_FUSERMOUNT, USER_FUSERMOUNT3, User, Way, run_as};
 
 /// The program under test.
