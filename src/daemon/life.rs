@@ -64,8 +64,11 @@ fn other(error: impl Into<Box<dyn Error + Send + Sync>>) -> Failure {
 /// When it cannot begin, or its server dies.
 pub fn run(options: Options) -> Result<(), Failure> {
     let device = process::device(&options.mount.mountpoint).map_err(other)?;
-    let place = preflight::check(&options.mount, &options.socket)?;
-    let place = device.is_none().then_some(place);
+    // A descriptor's mount is somebody else's: where it is, and what becomes of it, is theirs to say.
+    let place = match device {
+        Some(_) => preflight::check_source(&options.mount.source).map(|()| None)?,
+        None => Some(preflight::check(&options.mount, &options.socket)?),
+    };
     let mut listening = socket::listen(&options.socket).map_err(other)?;
     let server = process::start(device, &options.server_arguments).map_err(other)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(other)?;
@@ -92,7 +95,7 @@ async fn live(
         end = &mut serving => end,
         stopped = stop_signal(&requests) => {
             stopped.map_err(other)?;
-            serving.await
+            serving.await.map(|end| told_to_stop(&mount, end))
         }
     };
     if stop_api.send(()).is_ok() && timeout(FAREWELL, api).await.is_err() {
@@ -106,6 +109,17 @@ async fn live(
         }
         End::Failed(why) => Err(Failure::Other(why)),
         End::Died(why) => Err(Failure::Other(format!("mount \"{}\": {why}", mount.name))),
+    }
+}
+
+/// A mount that had to be taken away by force has stopped all the same, as it was told to.
+fn told_to_stop(mount: &Mount, end: End) -> End {
+    match end {
+        End::Died(why) => {
+            tracing::error!(mount = mount.name, "not unmounted in order: {why}");
+            End::Stopped
+        }
+        other => other,
     }
 }
 

@@ -12,5 +12,5 @@ mod running;
 mod status;
 
 pub use life::{Failure, Options, run};
-pub use preflight::{Refusal, check};
+pub use preflight::Refusal;
 pub use status::{Handle, Mounts};

@@ -97,7 +97,8 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 pub fn detach(place: &Path) -> Result<(), String> {
     let by_hand = |why: String| format!("{} is still mounted ({why}): run `umount -l` on it as root", place.display());
     match umount2(place, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-        Ok(()) => return Ok(()),
+        // EINVAL: no mount, so somebody else was faster.
+        Ok(()) | Err(Errno::EINVAL) => return Ok(()),
         Err(Errno::EPERM) => {}
         Err(error) => return Err(by_hand(error.desc().into())),
     }

@@ -23,9 +23,20 @@ pub enum Refusal {
 /// # Errors
 /// When it cannot work; the message says why and what to do.
 pub fn check(mount: &Mount, socket: &Path) -> Result<PathBuf, Refusal> {
-    let mounts = mountinfo::read()
-        .map_err(|error| Refusal::World(format!("/proc/self/mountinfo cannot be read: {error}; mount /proc")))?;
-    check_against(mount, socket, &mounts)
+    check_against(mount, socket, &mounts()?)
+}
+
+/// Checks the source alone, for a mount that is somebody else's.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_source(source: &Path) -> Result<(), Refusal> {
+    check_source_against(source, &mounts()?)
+}
+
+fn mounts() -> Result<Vec<Mounted>, Refusal> {
+    mountinfo::read()
+        .map_err(|error| Refusal::World(format!("/proc/self/mountinfo cannot be read: {error}; mount /proc")))
 }
 
 fn check_against(mount: &Mount, socket: &Path, mounts: &[Mounted]) -> Result<PathBuf, Refusal> {
@@ -50,11 +61,11 @@ fn check_against(mount: &Mount, socket: &Path, mounts: &[Mounted]) -> Result<Pat
             place.display()
         )));
     }
-    check_source(&mount.source, mounts)?;
+    check_source_against(&mount.source, mounts)?;
     Ok(place)
 }
 
-fn check_source(source: &Path, mounts: &[Mounted]) -> Result<(), Refusal> {
+fn check_source_against(source: &Path, mounts: &[Mounted]) -> Result<(), Refusal> {
     // What lies on a FUSE mount is not looked at, since that may hang: the server will, and its start has a deadline.
     if on_fuse(source, mounts) {
         return Ok(());

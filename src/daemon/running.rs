@@ -72,7 +72,10 @@ impl Running {
                     Err(LineError::Closed) => return Event::Gone(self.last_words().await),
                     Err(error) => return Event::Gone(error.to_string()),
                 },
-                status = ended(&mut self.child, &self.pidfd) => return Event::Gone(obituary(status)),
+                status = ended(&mut self.child, &self.pidfd) => {
+                    // The event loop may learn of the end before it learns of the last message.
+                    return self.line.receive(Duration::ZERO).map_or_else(|_| Event::Gone(obituary(status)), Event::Report);
+                }
             }
         }
     }
