@@ -1,6 +1,8 @@
 //! Daemon and API over a server that is a thread of the test: what is said to whom when switches succeed, fail or are
 //! late, when backends fail over and when servers die. Nothing is mounted.
 
+#![cfg(all(feature = "fuse2", feature = "fuse3"))]
+
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{ChildStdin, Command, Stdio};

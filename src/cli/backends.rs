@@ -142,7 +142,11 @@ fn judge(
 fn obstacle(found: &Result<Found, NotFound>, privilege: Privilege) -> Option<(String, String)> {
     match (found, privilege) {
         (_, Privilege::Mount) => None,
-        (Err(missing), _) => Some((missing.to_string(), "install it, or run as root".into())),
+        (Err(NotFound::Missing { name, package, passed_over }), _) => Some((
+            format!("{name} is not in PATH{passed_over}, so no mount can start with it"),
+            format!("install {package}, or run as root; `switch` to it works all the same"),
+        )),
+        (Err(other), _) => Some((other.to_string(), "run as root".into())),
         (Ok(found), _) if !found.set_uid => Some((
             format!("{} is not set-uid root", found.path.display()),
             format!("`chmod u+s {}` as root, or run as root", found.path.display()),
@@ -197,7 +201,7 @@ mod tests {
     #[case(found(false), Privilege::Mount, None)]
     #[case(found(false), Privilege::Ordinary, Some("is not set-uid"))]
     #[case(found(true), Privilege::Sealed, Some("no_new_privs"))]
-    #[case(missing(), Privilege::Ordinary, Some("install fuse3"))]
+    #[case(missing(), Privilege::Ordinary, Some("fusermount3 is not in PATH"))]
     fn what_mounting_needs(
         #[case] found: Result<Found, NotFound>,
         #[case] privilege: Privilege,

@@ -104,6 +104,8 @@ pub struct Task {
     mount: Arc<Mount>,
     /// Where mountinfo shows the mount; `None` when it is somebody else's, of which we were given a descriptor.
     place: Option<PathBuf>,
+    /// The mount's number there, once it is made: a later one at the same place is somebody else's.
+    number: Option<u32>,
     server: Running,
     ledger: Ledger,
     facts: watch::Sender<Facts>,
@@ -134,7 +136,7 @@ impl Task {
             last_switch: None,
         });
         let (sender, requests) = mpsc::channel(16);
-        let task = Self { mount, place, server, ledger, facts, requests, owed: 0 };
+        let task = Self { mount, place, number: None, server, ledger, facts, requests, owed: 0 };
         Ok((task, sender, watcher))
     }
 
@@ -172,6 +174,7 @@ impl Task {
             };
             match report {
                 Report::Hello { version: VERSION, active, protocol_minor, helper, unavailable } => {
+                    self.number = self.place.as_deref().and_then(ours_at);
                     let greeting = Greeting { active, protocol_minor, helper };
                     self.facts.send_modify(|facts| {
                         facts.phase = Phase::Serving;
@@ -359,17 +362,28 @@ impl Task {
             }
         }
         if let Some(place) = self.place.clone().filter(|_| !orderly) {
-            clean(mount, &place).await;
+            clean(mount, &place, self.number).await;
         }
     }
 }
 
-/// Takes a mount of ours away that a dead server has left at `place`, if there is one.
-async fn clean(mount: &str, place: &Path) {
+/// Number of the mount of ours at `place`, if there is one.
+fn ours_at(place: &Path) -> Option<u32> {
     match mountinfo::read() {
-        Ok(mounts) if mountinfo::at(&mounts, place).is_some_and(mountinfo::Mounted::is_ours) => {}
-        Ok(_) => return,
-        Err(error) => return tracing::error!(mount, %error, "cannot see whether a dead mount is left"),
+        Ok(mounts) => mountinfo::at(&mounts, place).filter(|mounted| mounted.is_ours()).map(|mounted| mounted.id),
+        Err(error) => {
+            tracing::error!(%error, "/proc/self/mountinfo cannot be read: not knowing what is mounted");
+            None
+        }
+    }
+}
+
+/// Takes a mount of ours away that a dead server has left at `place`, if there is one, and if it is `number` when that
+/// is known.
+async fn clean(mount: &str, place: &Path, number: Option<u32>) {
+    let Some(found) = ours_at(place) else { return };
+    if number.is_some_and(|number| number != found) {
+        return tracing::warn!(mount, place = %place.display(), "another mount has taken the place; left alone");
     }
     let at = place.to_path_buf();
     match timeout(CLEANING, tokio::task::spawn_blocking(move || mountinfo::detach(&at))).await {
