@@ -65,9 +65,9 @@ impl fmt::Display for Backend {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("unknown {what} \"{given}\": use {expected}")]
 pub struct UnknownName {
-    what: &'static str,
-    given: String,
-    expected: &'static str,
+    pub(crate) what: &'static str,
+    pub(crate) given: String,
+    pub(crate) expected: &'static str,
 }
 
 impl FromStr for Backend {

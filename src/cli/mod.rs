@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand. Answers go to standard output, logs and errors to standard error.
 
 mod backends;
+mod load;
 mod log;
 mod serve;
 mod server;
@@ -72,6 +73,8 @@ enum Command {
     Backends(backends::Args),
     #[command(hide = true)]
     Server(server::Args),
+    #[command(hide = true)]
+    Load(load::LoadArgs),
 }
 
 /// Runs the program.
@@ -88,6 +91,7 @@ pub fn main() -> ExitCode {
         Command::Switch(args) => switch::run(&args, &global),
         Command::Backends(args) => backends::run(&args),
         Command::Server(args) => server::run(&args),
+        Command::Load(args) => load::run(args),
     }
 }
 
