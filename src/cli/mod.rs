@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand. Answers go to standard output, logs and errors to standard error.
 
 mod backends;
+mod demo;
 mod load;
 mod log;
 mod serve;
@@ -71,6 +72,7 @@ enum Command {
     Status(status::Args),
     Switch(switch::Args),
     Backends(backends::Args),
+    Demo(demo::DemoArgs),
     #[command(hide = true)]
     Server(server::Args),
     #[command(hide = true)]
@@ -90,6 +92,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(&args, &global),
         Command::Switch(args) => switch::run(&args, &global),
         Command::Backends(args) => backends::run(&args),
+        Command::Demo(args) => demo::run(&args),
         Command::Server(args) => server::run(&args),
         Command::Load(args) => load::run(args),
     }
