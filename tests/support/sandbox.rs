@@ -91,6 +91,11 @@ impl Sandbox {
         command
     }
 
+    /// Where the user of this sandbox finds the program.
+    pub fn program_path(&self) -> &Path {
+        &self.program
+    }
+
     /// Any program, as the test's own user. What hangs in it is ended by the watchdog.
     pub fn client(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
