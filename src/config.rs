@@ -1,7 +1,7 @@
 //! What a mount is to be: plain data that every module may import.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -226,6 +226,8 @@ pub struct Mount {
     pub source: PathBuf,
     /// Where it appears; absolute. `/dev/fd/N` stands for a FUSE descriptor that is mounted and not negotiated.
     pub mountpoint: PathBuf,
+    /// Where a descriptor that was handed in is mounted, if that is known.
+    pub mounted_at: Option<PathBuf>,
     /// The stable backend.
     pub backend: BackendChoice,
     /// Who mounts.
@@ -250,6 +252,7 @@ impl Mount {
             name: name.into(),
             source: source.into(),
             mountpoint: mountpoint.into(),
+            mounted_at: None,
             backend: BackendChoice::default(),
             helper: Helper::default(),
             allow_other: false,
@@ -258,6 +261,12 @@ impl Mount {
             cache: Cache::default(),
             deadlines: Deadlines::default(),
         }
+    }
+
+    /// Where the mount is in the tree, as far as that is known.
+    #[must_use]
+    pub fn place(&self) -> &Path {
+        self.mounted_at.as_deref().unwrap_or(&self.mountpoint)
     }
 }
 

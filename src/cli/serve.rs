@@ -24,6 +24,9 @@ pub struct Args {
     /// Where it appears; /dev/fd/N stands for a FUSE descriptor that is mounted and not read yet
     #[arg(long, value_name = "DIR", value_parser = absolute)]
     mountpoint: PathBuf,
+    /// Where a descriptor that is handed in is mounted
+    #[arg(long, value_name = "DIR", value_parser = absolute)]
+    mounted_at: Option<PathBuf>,
     /// Name in commands and messages
     #[arg(long, default_value = "default", value_parser = mount_name)]
     name: String,
@@ -54,6 +57,7 @@ pub fn run(args: Args, global: &Global) -> ExitCode {
         return fail(exit::CONFIGURATION, why);
     }
     let mut mount = Mount {
+        mounted_at: args.mounted_at,
         backend: args.backend,
         helper: args.helper,
         allow_other: args.allow_other,

@@ -9,7 +9,7 @@ use comfy_table::Table;
 use super::{Global, ask, exit, fail, fail_asking, printable, say, say_json};
 use crate::api::model::{LastSwitch, MountStatus, Status};
 use crate::api::{Client, ClientError, socket};
-use crate::daemon::mountinfo;
+use crate::connection::mountinfo;
 
 const EXAMPLES: &str = "Examples:
   lighthouse-fs status

@@ -6,6 +6,7 @@
 pub mod helper;
 mod init;
 mod mount;
+pub mod mountinfo;
 pub mod port;
 mod wire;
 
@@ -84,7 +85,7 @@ impl Connection {
         set_blocking(&first, Blocking::Yes).map_err(InitError::Device)?;
         let clone = clone_of(&first).map_err(ConnectError::Clone)?;
         set_blocking(&clone, Blocking::No).map_err(ConnectError::Clone)?;
-        let connection = Self { first, clone, negotiated, maker, mountpoint: config.mountpoint.clone() };
+        let connection = Self { first, clone, negotiated, maker, mountpoint: config.place().to_owned() };
         if let Err(error) = connection.set_read_ahead() {
             tracing::debug!(%error, "read-ahead stays at the kernel's default");
         }
@@ -153,8 +154,8 @@ impl Connection {
     /// The kernel's number of the connection (`/sys/fs/fuse/connections/N`), which is the minor number of its device, from
     /// mountinfo. `None` when the mount is not in this namespace.
     #[must_use]
-    pub fn number(&self) -> Option<u64> {
-        device_numbers(&self.mountpoint)?.1.parse().ok()
+    pub fn number(&self) -> Option<u32> {
+        device_numbers(&self.mountpoint).map(|(_, minor)| minor)
     }
 
     /// Linux caps read-ahead at 128 KiB for a new mount, whatever FUSE_INIT says, unless its `bdi` is told (needs root).
@@ -166,11 +167,8 @@ impl Connection {
 }
 
 /// Major and minor number of what is mounted at `mountpoint`, from mountinfo alone.
-fn device_numbers(mountpoint: &Path) -> Option<(String, String)> {
-    let mounts = procfs::process::Process::myself().and_then(|me| me.mountinfo()).ok()?;
-    let last = mounts.0.into_iter().rev().find(|mount| mount.mount_point == mountpoint)?;
-    let (major, minor) = last.majmin.split_once(':')?;
-    Some((major.to_owned(), minor.to_owned()))
+fn device_numbers(mountpoint: &Path) -> Option<(u32, u32)> {
+    mountinfo::at(&mountinfo::read().ok()?, mountpoint).map(|mounted| mounted.device)
 }
 
 fn clone_of(first: &OwnedFd) -> io::Result<OwnedFd> {

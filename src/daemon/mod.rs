@@ -5,7 +5,6 @@
 
 mod life;
 pub mod mount;
-pub mod mountinfo;
 mod preflight;
 pub mod process;
 mod running;

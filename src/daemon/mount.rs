@@ -11,12 +11,12 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
-use super::mountinfo;
 use super::process;
 use super::running::{Event, Running};
 use crate::api::ControlError;
 use crate::api::model::LastSwitch;
 use crate::config::{Backend, Deadlines, Mount};
+use crate::connection::mountinfo;
 use crate::ledger::Ledger;
 use crate::server::orders::{Order, Report, Switched, Unavailable, VERSION};
 

@@ -4,8 +4,8 @@ use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use super::mountinfo::{self, Mounted};
 use crate::config::Mount;
+use crate::connection::mountinfo::{self, Mounted};
 
 /// Why a mount is not even tried.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -115,7 +115,6 @@ fn normalised(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::mountinfo::OUR_TYPE;
     use rstest::rstest;
 
     fn refusal(source: &Path, mountpoint: &Path, socket: &str, mounts: &[Mounted]) -> Refusal {
@@ -151,7 +150,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let real = folder.path().canonicalize().unwrap();
         std::os::unix::fs::symlink(&real, folder.path().join("link")).unwrap();
-        let mounts = [Mounted { id: 9, place: real.join("mnt"), kind: OUR_TYPE.into() }];
+        let mounts = [Mounted { id: 9, device: (0, 31), place: real.join("mnt"), kind: "fuse.lighthouse-fs".into() }];
         let refusal = refusal(Path::new("/usr"), &folder.path().join("link/mnt"), "/s", &mounts);
         assert!(matches!(&refusal, Refusal::World(why) if why.contains("run `umount ")), "{refusal}");
     }

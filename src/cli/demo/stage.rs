@@ -17,7 +17,7 @@ use crate::api::{Client, ClientError};
 use crate::bench::Crew;
 use crate::bench::load::{Kind, Tally};
 use crate::config::Backend;
-use crate::daemon::mountinfo;
+use crate::connection::mountinfo;
 
 /// The mount's name: that of `serve` without `--name`.
 const MOUNT: &str = "default";

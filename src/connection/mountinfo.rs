@@ -12,16 +12,15 @@ use std::process::{Command, Stdio};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
-use crate::connection::helper;
-
-/// The kernel's type of our mounts.
-pub const OUR_TYPE: &str = "fuse.lighthouse-fs";
+use super::{SUBTYPE, helper};
 
 /// One line of mountinfo.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Mounted {
     /// Number of the mount, unique while it lasts.
     pub id: u32,
+    /// Major and minor number of its device. The minor one of a FUSE mount is the number of its connection.
+    pub device: (u32, u32),
     /// Where it is.
     pub place: PathBuf,
     /// Type of its file system.
@@ -32,7 +31,7 @@ impl Mounted {
     /// Whether it is one of ours.
     #[must_use]
     pub fn is_ours(&self) -> bool {
-        self.kind == OUR_TYPE
+        self.kind.strip_prefix("fuse.") == Some(SUBTYPE)
     }
 
     /// Whether a process answers it, which may be a dead one.
@@ -67,9 +66,11 @@ pub fn at<'a>(mounts: &'a [Mounted], path: &Path) -> Option<&'a Mounted> {
 fn parse(line: &[u8]) -> Option<Mounted> {
     let mut fields = line.split(|byte| *byte == b' ');
     let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
-    let place = OsString::from_vec(unescape(fields.nth(3)?)).into();
+    let (major, minor) = std::str::from_utf8(fields.nth(1)?).ok()?.split_once(':')?;
+    let device = (major.parse().ok()?, minor.parse().ok()?);
+    let place = OsString::from_vec(unescape(fields.nth(1)?)).into();
     let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
-    Some(Mounted { id, place, kind: String::from_utf8_lossy(kind).into_owned() })
+    Some(Mounted { id, device, place, kind: String::from_utf8_lossy(kind).into_owned() })
 }
 
 /// Space, tab, newline and backslash are written as three octal digits.
@@ -128,7 +129,10 @@ mod tests {
     fn lines_are_read_whatever_the_names() {
         let mounts: Vec<_> = TABLE.split(|byte| *byte == b'\n').filter_map(parse).collect();
         assert_eq!(mounts.len(), 4);
-        assert_eq!(mounts[1], Mounted { id: 36, place: "/mnt/a b".into(), kind: OUR_TYPE.into() });
+        assert_eq!(
+            mounts[1],
+            Mounted { id: 36, device: (0, 31), place: "/mnt/a b".into(), kind: "fuse.lighthouse-fs".into() }
+        );
         assert!(mounts[1].is_ours() && mounts[1].is_fuse() && mounts[2].is_fuse() && !mounts[3].is_fuse());
         assert_eq!(at(&mounts, Path::new("/mnt/a b")).unwrap().id, 38, "the uppermost");
         assert_eq!(at(&mounts, Path::new("/mnt")), None);
