@@ -15,7 +15,7 @@ mod table;
 use std::ffi::OsStr;
 
 pub use errno::{Errno, Result};
-pub use passthrough::{Access, PassThrough};
+pub use passthrough::{Access, Counts, PassThrough};
 pub use types::{
     Attr, Caller, Created, DirEntry, Entry, FileKind, HandleId, ListFlow, NodeId, Operation, ROOT, SetAttr, StatFs,
     TimeSet, Timestamp, XattrSize,
