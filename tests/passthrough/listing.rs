@@ -73,14 +73,23 @@ fn ten_thousand_names_come_once_each_wherever_the_listing_goes_on() {
 #[test]
 fn entries_show_number_and_kind_as_a_lookup_would() {
     let served = Served::with(Access::ReadWrite, |dir| {
-        fs::write(dir.join("file"), "").unwrap();
         fs::create_dir(dir.join("dir")).unwrap();
-        symlink("file", dir.join("link")).unwrap();
+        for inside in [dir.to_owned(), dir.join("dir")] {
+            fs::write(inside.join("file"), "").unwrap();
+            symlink("file", inside.join("link")).unwrap();
+        }
     });
-    let handle = served.opendir(ROOT);
-    for listed in served.list(handle, 0, usize::MAX) {
-        let found = served.lookup(ROOT, &listed.name).unwrap().attr;
-        assert_eq!((listed.node, listed.kind), (found.node, found.kind()), "{}", listed.name);
+    for node in [ROOT, served.node("dir")] {
+        let handle = served.opendir(node);
+        let mut names = 0;
+        let list = served.vfs.readdir(&served.caller, node, handle, 0, &mut |listed| {
+            let found = served.vfs.lookup(&served.caller, node, listed.name).unwrap().attr;
+            assert_eq!((listed.node, listed.kind), (found.node, found.kind()), "{:?}", listed.name);
+            names += 1;
+            ListFlow::Taken
+        });
+        list.unwrap();
+        assert!(names >= 4);
     }
 }
 

@@ -1,6 +1,7 @@
 //! Pass-through of a source directory, used as a backend uses it: through the trait `Vfs`, on temporary directories.
 
 mod attributes;
+mod devices;
 mod files;
 mod listing;
 mod names;
