@@ -1,6 +1,7 @@
 //! A file system of one's own on two FUSE stacks: everything lies in memory, and is gone when the program ends.
 //!
 //! `memory.rs` is the whole file system, written against [`lighthouse_fs::vfs::Vfs`] and nothing else; read that first.
+//! This file serves it. Each line on standard input changes the FUSE stack under it; its end unmounts.
 //!
 //! ```console
 //! $ cargo run --example memory_fs -- MOUNTPOINT
@@ -9,24 +10,35 @@
 mod memory;
 
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::sync::Arc;
 
-use lighthouse_fs::vfs::{Caller, ROOT, Vfs};
+use anyhow::Context;
+use lighthouse_fs::backend;
+use lighthouse_fs::config::Mount;
+use lighthouse_fs::ledger::Ledger;
+use lighthouse_fs::server::Served;
 use memory::Memory;
 
-/// `EX_USAGE` of `sysexits.h`.
-const USAGE: u8 = 64;
-
-fn main() -> ExitCode {
+fn main() -> anyhow::Result<()> {
+    // Crate fuse3 takes its descriptor from a mount helper, which is this program under another name.
+    backend::act_as_mount_helper();
     let mut arguments = std::env::args_os().skip(1);
-    let (Some(mountpoint), None) = (arguments.next().map(PathBuf::from), arguments.next()) else {
-        eprintln!("usage: memory_fs MOUNTPOINT");
-        return ExitCode::from(USAGE);
-    };
-    let vfs = Memory::new();
-    match vfs.statfs(&Caller::default(), ROOT) {
-        Ok(space) => println!("an empty file system for {}: {} free blocks", mountpoint.display(), space.bfree),
-        Err(error) => println!("no file system for {}: {error}", mountpoint.display()),
+    let mountpoint = arguments.next().map(PathBuf::from).context("usage: memory_fs MOUNTPOINT")?;
+
+    let _prepared = backend::prepare()?;
+    let (ledger, _descriptor) = Ledger::create()?;
+    let mount = Mount::new("memory", "memory", std::path::absolute(mountpoint)?);
+    let on_session_end = Arc::new(|session| eprintln!("{session:?} has ended"));
+    let (mut served, unavailable) = Served::start(&mount, Arc::new(Memory::new()), ledger, None, on_session_end)?;
+    for missing in unavailable {
+        eprintln!("no {}: {}", missing.backend, missing.reason);
     }
-    ExitCode::SUCCESS
+    println!("served by {}", served.active());
+
+    for _line in std::io::stdin().lines() {
+        let switched = served.switch(served.active().other(), "example")?;
+        println!("served by {}, after a pause of {:.2} ms", switched.to, switched.pause_ms);
+    }
+    served.unmount()?;
+    Ok(())
 }
