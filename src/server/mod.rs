@@ -1,5 +1,6 @@
 //! The serving process of one mount: it holds the connection, both sessions and the vfs, and obeys the daemon.
 
+mod handover;
 pub mod orders;
 mod served;
 

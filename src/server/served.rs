@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use crate::backend::{self, Context, StartError};
 use crate::config::{Backend, Deadlines, Mount};
-use crate::connection::port::{Drained, Leases, Order, Port, PortError, State};
+use crate::connection::port::{Leases, Port, PortError, State};
 use crate::connection::{ConnectError, Connection, Unmounted};
 use crate::ledger::{Ledger, PortState};
 use crate::vfs::Vfs;
 
+use super::handover::{drain, hand_over};
 use super::orders::{Switched, Unavailable};
 
 /// How long a session may take to start.
@@ -195,70 +196,19 @@ impl Served {
             return Err(failed(format!("{from} has no session")));
         };
         let began = Instant::now();
-        let forced = self.hand_over(&*old, &*new).map_err(|error| failed(error.to_string()))?;
+        let forced = hand_over(&*old, &*new, &self.deadlines).map_err(|error| failed(error.to_string()))?;
         switched.pause_ms = milliseconds(began.elapsed());
         self.active = to;
         self.publish();
         let drained = match forced {
             Some(drained) => drained,
-            None => self.drain(&*old, &*new),
+            None => drain(&*old, &*new, &self.deadlines),
         };
         switched.in_flight = drained.in_flight;
         switched.answered_for_hung = drained.answered_for_hung;
         switched.total_ms = milliseconds(began.elapsed());
         self.publish();
         Ok(switched)
-    }
-
-    /// Attaches `new` and detaches `old`. What was drained by force, if `old` did not react. On failure `old` is attached.
-    fn hand_over(&self, old: &dyn Port, new: &dyn Port) -> Result<Option<Drained>, PortError> {
-        if old.order() == Order::NextFirst {
-            new.attach()?;
-            if let Err(error) = old.detach(self.deadlines.switch) {
-                // Both are attached, and both serve: the new one is taken back.
-                tracing::error!(%error, "the old backend could not be detached");
-                new.detach(self.deadlines.switch)?;
-                new.drain(self.deadlines.drain)?;
-                return Err(error);
-            }
-            return Ok(None);
-        }
-        let forced = match old.detach(self.deadlines.switch) {
-            Ok(()) | Err(PortError::Ended(_)) => None,
-            Err(error @ PortError::Silent { .. }) => {
-                tracing::warn!(%error, "it is parked by force");
-                Some(old.force_detach())
-            }
-            Err(error) => return Err(error),
-        };
-        match new.attach() {
-            Ok(()) => Ok(forced),
-            Err(error) => {
-                old.attach()?;
-                Err(error)
-            }
-        }
-    }
-
-    fn drain(&self, old: &dyn Port, new: &dyn Port) -> Drained {
-        let error = match old.drain(self.deadlines.drain) {
-            Ok(drained) => return drained,
-            Err(error) => error,
-        };
-        tracing::warn!(%error, "it is parked by force");
-        if old.order() == Order::NextFirst {
-            return Drained::default();
-        }
-        // What it has read and not begun must be sent again, and while that happens nobody else may hold a request.
-        let rest = new.detach(self.deadlines.switch).and_then(|()| new.drain(self.deadlines.drain));
-        if let Err(error) = rest {
-            tracing::warn!(%error, "the new backend could not be held back");
-        }
-        let drained = old.force_detach();
-        if let Err(error) = new.attach() {
-            tracing::error!(%error, "the new backend could not be attached again");
-        }
-        drained
     }
 
     /// A session has ended by itself.
