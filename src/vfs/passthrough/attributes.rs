@@ -1,3 +1,6 @@
+//! Attributes, free space and extended attributes of one node. Nothing here follows a symbolic link, although some calls
+//! take a path: the path of a descriptor leads to what is open there and no further.
+
 use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
 

@@ -1,3 +1,9 @@
+//! Who owns what is made. A thread takes on the caller's file-system ids for the one system call that makes a file, and
+//! must never come back to the reader loop with them.
+//!
+//! Two side effects of the kernel's `commit_creds`: the process is not dumpable afterwards, and the thread's own
+//! PR_SET_PDEATHSIG is gone.
+
 use std::process;
 
 use nix::unistd::{Gid, Uid, getegid, geteuid, setfsgid, setfsuid};
@@ -5,10 +11,14 @@ use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabiliti
 
 use crate::vfs::{Caller, Errno, Result};
 
-/// What a thread keeps while it creates a file as somebody else: the kernel has checked the caller's permissions
-/// (`default_permissions`), and the caller may hold them through groups that are not known here.
-const KEPT: CapabilitySet =
-    CapabilitySet::DAC_OVERRIDE.union(CapabilitySet::DAC_READ_SEARCH).union(CapabilitySet::MKNOD);
+/// What a thread gives up while it creates a file as somebody else: of the capabilities that belong to uid 0's file
+/// system rights (`CAP_FS_SET` of the kernel's `capability.h`) all but DAC_OVERRIDE, DAC_READ_SEARCH and MKNOD. The kernel
+/// has checked the caller's permissions (`default_permissions`), which it may have through groups that are not known here.
+const GIVEN_UP: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::LINUX_IMMUTABLE)
+    .union(CapabilitySet::MAC_OVERRIDE);
 
 /// Makes new files belong to the program that asked for them.
 ///
@@ -57,23 +67,12 @@ impl Switched {
         if current_ids() != (uid, gid) {
             return Err(Errno::EPERM);
         }
-        // Leaving uid 0 has taken the file-system capabilities away.
-        let effective =
-            (switched.capabilities.effective & !DROPPED_WITH_ROOT) | (switched.capabilities.effective & KEPT);
+        // Leaving uid 0 has taken all of CAP_FS_SET away; this gives back what is kept.
+        let effective = switched.capabilities.effective - GIVEN_UP;
         set_capabilities(None, CapabilitySets { effective, ..switched.capabilities })?;
         Ok(switched)
     }
 }
-
-/// `CAP_FS_SET` of the kernel's `capability.h`: what `setfsuid` from 0 takes away and to 0 gives back.
-const DROPPED_WITH_ROOT: CapabilitySet = CapabilitySet::CHOWN
-    .union(CapabilitySet::DAC_OVERRIDE)
-    .union(CapabilitySet::DAC_READ_SEARCH)
-    .union(CapabilitySet::FOWNER)
-    .union(CapabilitySet::FSETID)
-    .union(CapabilitySet::LINUX_IMMUTABLE)
-    .union(CapabilitySet::MKNOD)
-    .union(CapabilitySet::MAC_OVERRIDE);
 
 impl Drop for Switched {
     fn drop(&mut self) {

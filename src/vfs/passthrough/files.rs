@@ -1,3 +1,6 @@
+//! Opening files, and what is done with open ones. All positions come with the request: the position of the descriptor
+//! itself is never used, so a request may run again in another process.
+
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 

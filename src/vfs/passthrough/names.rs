@@ -1,3 +1,6 @@
+//! From names to nodes, and changes of names. What exists is found by looking before opening, because most names that
+//! are asked for are known; changes go through [`PassThrough::change`] alone.
+
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 

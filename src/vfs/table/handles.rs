@@ -1,3 +1,6 @@
+//! Open files and directories by number. Pinning is one compare-and-swap on the record's state word: generation, open
+//! bit and number of pins change together, so a pin can never meet a record that serves another file by now.
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{
     AtomicU32, AtomicU64,
@@ -210,7 +213,7 @@ mod tests {
         for _ in 0..4 {
             table.insert(file(), HandleKind::File).unwrap();
         }
-        assert_eq!(table.insert(file(), HandleKind::File).err(), Some(Errno::from_raw(libc::ENFILE)));
+        assert_eq!(table.insert(file(), HandleKind::File).err(), Some(Errno::ENFILE));
     }
 
     #[test]

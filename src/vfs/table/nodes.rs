@@ -1,3 +1,6 @@
+//! Nodes by number and by identity. Lookups are counted under the read lock of a shard of the index, and a node is
+//! removed under its write lock, so a node that is being found cannot vanish; its pins outlive its removal.
+
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -59,6 +62,11 @@ const SHARDS: u64 = 64;
 /// Record numbers by node id.
 type Index = HashMap<u64, u32, BuildHasherDefault<Fold>>;
 
+/// On a cache line of its own: taking the lock for reading writes to it.
+#[derive(Default)]
+#[repr(align(64))]
+struct Shard(RwLock<Index>);
+
 /// Nodes that the kernel knows.
 ///
 /// A file on the source's own device has its inode number as node id, so `st_ino` is the same after FORGET, after a
@@ -66,7 +74,7 @@ type Index = HashMap<u64, u32, BuildHasherDefault<Fold>>;
 pub(in crate::vfs) struct NodeTable {
     records: Records<NodeRecord>,
     /// A node's shard is its id modulo `SHARDS`; the ids that one identity may get are in one shard.
-    shards: Box<[RwLock<Index>]>,
+    shards: Box<[Shard]>,
     root: Identity,
 }
 
@@ -83,7 +91,7 @@ impl NodeTable {
     /// # Errors
     /// ENOMEM when there is no address space for the records.
     pub(in crate::vfs) fn new(capacity: u32, root: Identity, fd: OwnedFd) -> Result<Self> {
-        let shards = (0..SHARDS).map(|_| RwLock::default()).collect();
+        let shards = (0..SHARDS).map(|_| Shard::default()).collect();
         let table = Self { records: Records::new(capacity)?, shards, root };
         table.insert(root, fd)?;
         Ok(table)
@@ -118,7 +126,7 @@ impl NodeTable {
             record.lookups.fetch_add(1, Relaxed);
             return Ok(NodeId(id));
         }
-        let id = self.candidates(identity).find(|id| !index.contains_key(id)).ok_or(Errno::from_raw(libc::ENFILE))?;
+        let id = self.candidates(identity).find(|id| !index.contains_key(id)).ok_or(Errno::ENFILE)?;
         let (at, record) = self.records.take()?;
         record.id.store(id, Relaxed);
         record.inode.store(identity.inode, Relaxed);
@@ -164,11 +172,11 @@ impl NodeTable {
 
     /// Number of known nodes apart from the root.
     pub(in crate::vfs) fn known(&self) -> usize {
-        self.shards.iter().map(|shard| shard.read().len()).sum::<usize>() - 1
+        self.shards.iter().map(|shard| shard.0.read().len()).sum::<usize>() - 1
     }
 
     fn shard(&self, id: u64) -> &RwLock<Index> {
-        &self.shards[(id % SHARDS) as usize]
+        &self.shards[(id % SHARDS) as usize].0
     }
 
     fn search(&self, index: &Index, identity: Identity) -> Option<(u64, &NodeRecord)> {

@@ -1,3 +1,6 @@
+//! A fixed number of records with a lock-free list of free ones. Index instead of pointer everywhere, and all zeros is a
+//! valid beginning, so the same code works on a mapping that several processes share.
+
 use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{
     AtomicI32, AtomicU32, AtomicU64,
@@ -32,7 +35,7 @@ fn step(free: u64, index_plus_one: u32) -> u64 {
 
 impl<T: Record> Records<T> {
     pub(super) fn new(capacity: u32) -> Result<Self> {
-        let records = <[T]>::new_box_zeroed_with_elems(capacity as usize).map_err(|_| Errno::from_raw(libc::ENOMEM))?;
+        let records = <[T]>::new_box_zeroed_with_elems(capacity as usize).map_err(|_| Errno::ENOMEM)?;
         Ok(Self { records, free: AtomicU64::new(0), used: AtomicU32::new(0) })
     }
 
@@ -59,7 +62,7 @@ impl<T: Record> Records<T> {
         let index = self
             .used
             .fetch_update(AcqRel, Relaxed, |used| (used < capacity).then_some(used + 1))
-            .map_err(|_| Errno::from_raw(libc::ENFILE))?;
+            .map_err(|_| Errno::ENFILE)?;
         Ok((index, &self.records[index as usize]))
     }
 
@@ -123,7 +126,7 @@ mod tests {
         let records = Records::<Plain>::new(3).unwrap();
         let taken: Vec<u32> = (0..3).map(|_| records.take().unwrap().0).collect();
         assert_eq!(taken, [0, 1, 2]);
-        assert_eq!(records.take().err(), Some(Errno::from_raw(libc::ENFILE)));
+        assert_eq!(records.take().err(), Some(Errno::ENFILE));
         records.give_back(1);
         assert_eq!(records.take().unwrap().0, 1);
         assert!(records.take().is_err());

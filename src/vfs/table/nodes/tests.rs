@@ -85,7 +85,7 @@ fn a_full_table_says_enfile_and_closes_what_it_did_not_take() {
     for inode in [2, 3] {
         table.insert(here(inode), descriptor()).unwrap();
     }
-    assert_eq!(table.insert(here(4), descriptor()), Err(Errno::from_raw(libc::ENFILE)));
+    assert_eq!(table.insert(here(4), descriptor()), Err(Errno::ENFILE));
     table.forget(NodeId(2), 1);
     assert_eq!(table.insert(here(4), descriptor()), Ok(NodeId(4)));
 }
