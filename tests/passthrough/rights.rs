@@ -1,4 +1,5 @@
 use super::*;
+use lighthouse_fs::vfs::passthrough::strip_set_id_on_write;
 use lighthouse_fs::vfs::{Errno, SetAttr};
 use std::fs;
 
@@ -73,4 +74,48 @@ fn the_group_of_a_set_gid_directory_wins() {
     let caller = Caller { uid: 1234, gid: 2345, ..Caller::default() };
     let made = served.vfs.mkdir(&caller, shared, OsStr::new("dir"), 0o755).unwrap().attr;
     assert_eq!((made.uid, made.gid, made.mode & 0o7777), (1234, 99, 0o2755));
+}
+
+#[test]
+fn set_id_bits_go_with_any_change_of_content_and_stay_when_they_are_set() {
+    if !is_root() {
+        return;
+    }
+    // Rights belong to a thread; others of this program keep theirs.
+    std::thread::spawn(|| {
+        strip_set_id_on_write().unwrap();
+        let served = Served::new();
+        let created = served.create("a");
+        let (node, handle) = (created.entry.attr.node, created.handle);
+        let set = |set| served.vfs.setattr(&served.caller, node, None, &set).unwrap();
+        // Neither this process's group nor the one of the caller.
+        set(SetAttr { gid: Some(4321), ..SetAttr::default() });
+        let changes: [(&str, &dyn Fn()); 5] = [
+            ("write", &|| assert_eq!(served.write(handle, 0, b"content"), Ok(7))),
+            ("truncate by node", &|| assert_eq!(set(SetAttr { size: Some(3), ..SetAttr::default() }).size, 3)),
+            ("truncate when opened", &|| {
+                let opened = served.open(node, libc::O_WRONLY | libc::O_TRUNC).unwrap();
+                served.vfs.release(node, opened);
+            }),
+            ("allocate", &|| served.vfs.fallocate(&served.caller, node, handle, 0, 4096, 0).unwrap()),
+            ("copy", &|| {
+                let (from, to) = ((node, handle, 0), (node, handle, 2048));
+                assert_eq!(served.vfs.copy_file_range(&served.caller, from, to, 100), Ok(100));
+            }),
+        ];
+        for (what, change) in changes {
+            let attr = set(SetAttr { mode: Some(0o6755), ..SetAttr::default() });
+            assert_eq!(attr.mode & 0o7777, 0o6755, "set before {what}");
+            change();
+            assert_eq!(served.attr(node).mode & 0o7777, 0o755, "after {what}");
+        }
+        // A thread that had made a file for somebody else has not got the right back by that.
+        let caller = Caller { uid: 1234, gid: 2345, ..Caller::default() };
+        served.vfs.mkdir(&caller, ROOT, OsStr::new("dir"), 0o755).unwrap();
+        set(SetAttr { mode: Some(0o6755), ..SetAttr::default() });
+        served.write(handle, 0, b"content").unwrap();
+        assert_eq!(served.attr(node).mode & 0o7777, 0o755);
+    })
+    .join()
+    .unwrap();
 }

@@ -6,13 +6,14 @@ use std::os::fd::BorrowedFd;
 
 use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid, XattrFlags};
 
+use super::set_id;
 use super::source::{ProcPath, attr, retry, stat};
 use crate::vfs::{Attr, Errno, NodeId, Result, SetAttr, StatFs, TimeSet, XattrSize};
 
 /// Sets attributes through a descriptor that is open for reading or writing.
 pub(super) fn set_by_handle(node: NodeId, file: BorrowedFd<'_>, set: &SetAttr) -> Result<Attr> {
     if let Some(mode) = set.mode {
-        retry(|| rustix::fs::fchmod(file, Mode::from_raw_mode(mode)))?;
+        set_id::keep(mode, || Ok(retry(|| rustix::fs::fchmod(file, Mode::from_raw_mode(mode)))?))?;
     }
     set_owner(file, set)?;
     if let Some(size) = set.size {
@@ -26,7 +27,7 @@ pub(super) fn set_by_handle(node: NodeId, file: BorrowedFd<'_>, set: &SetAttr) -
 pub(super) fn set_by_node(node: NodeId, fd: BorrowedFd<'_>, set: &SetAttr) -> Result<Attr> {
     let path = ProcPath::of(fd);
     if let Some(mode) = set.mode {
-        retry(|| rustix::fs::chmod(path.as_c_str(), Mode::from_raw_mode(mode)))?;
+        set_id::keep(mode, || Ok(retry(|| rustix::fs::chmod(path.as_c_str(), Mode::from_raw_mode(mode)))?))?;
     }
     set_owner(fd, set)?;
     if let Some(size) = set.size {

@@ -8,6 +8,7 @@ mod attributes;
 mod creator;
 mod files;
 mod names;
+mod set_id;
 mod source;
 mod stream;
 
@@ -25,6 +26,7 @@ use super::{
 };
 use crate::vfs::table::Identity;
 use creator::Creator;
+pub use set_id::strip_set_id_on_write;
 use source::{ProcPath, component, identity, retry, stat};
 use stream::Streams;
 
@@ -44,7 +46,7 @@ pub enum Access {
 ///
 /// Nodes are O_PATH descriptors, so a file stays the same through renames. A node's number is its inode number in the
 /// source. Run by root, new files belong to the caller; the process's umask must be 0, since the kernel has applied the
-/// caller's already. The kernel checks permissions (`default_permissions`), not this.
+/// caller's already, and [`strip_set_id_on_write`] should have been called. The kernel checks permissions (`default_permissions`), not this.
 pub struct PassThrough {
     access: Access,
     creator: Creator,
