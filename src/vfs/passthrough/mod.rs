@@ -1,8 +1,8 @@
 //! Pass-through of a source directory.
 //!
-//! Every call on the source is relative to a descriptor and takes one component, so neither a symbolic link nor a
-//! rename in the source leads a request out of it. Every call is repeated when a signal interrupts it: the reader
-//! threads are signalled during a switch.
+//! Every call on the source is relative to a descriptor and takes one component, so no symbolic link leads a request out
+//! of it, and `..` never does. Every call is repeated when a signal interrupts it: the reader threads are signalled
+//! during a switch.
 
 mod attributes;
 mod creator;
@@ -45,8 +45,10 @@ pub enum Access {
 /// Serves a source directory.
 ///
 /// Nodes are O_PATH descriptors, so a file stays the same through renames. A node's number is its inode number in the
-/// source. Run by root, new files belong to the caller; the process's umask must be 0, since the kernel has applied the
-/// caller's already, and [`strip_set_id_on_write`] should have been called. The kernel checks permissions (`default_permissions`), not this.
+/// source. Run by root, new files belong to the caller. The kernel checks permissions (`default_permissions`), not this.
+///
+/// The process's umask must be 0, since the kernel has applied the caller's already, and a server of root calls
+/// [`strip_set_id_on_write`] before it has threads.
 pub struct PassThrough {
     access: Access,
     creator: Creator,
@@ -102,8 +104,8 @@ impl PassThrough {
         if self.access == Access::ReadOnly { Err(Errno::EROFS) } else { Ok(()) }
     }
 
-    /// The one way to make or remove a name or an extended attribute: what must not run twice when the kernel sends a request
-    /// again goes through here.
+    /// The one way to make or remove a name or an extended attribute: what must not run twice when the kernel sends a
+    /// request again goes through here.
     fn change<T>(&self, run: impl FnOnce() -> Result<T>) -> Result<T> {
         self.check_writable()?;
         run()
