@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -20,7 +21,7 @@ use crate::backend;
 use crate::config::Mount;
 use crate::connection::Unmounted;
 use crate::ledger::{Ledger, coarse_now};
-use crate::vfs::{Access, PassThrough};
+use crate::vfs::passthrough::{Access, PassThrough, strip_set_id_on_write};
 use orders::{Line, LineError, Order, Report};
 
 pub use served::{Consequence, OnSessionEnd, ServeError, Served, SessionEnded, SwitchError};
@@ -56,6 +57,7 @@ fn serve(line: &Line, ledger: Ledger, device: Option<OwnedFd>) -> anyhow::Result
     // The caller's umask comes with each request; ours must not be applied on top of it.
     umask(Mode::empty());
     raise_descriptor_limit();
+    strip_set_id_on_write().context("CAP_FSETID cannot be given up")?;
     let signals = wait_for_signals()?;
     let _prepared = backend::prepare()?;
     ledger.set_server_pid(std::process::id());
@@ -74,10 +76,13 @@ fn serve(line: &Line, ledger: Ledger, device: Option<OwnedFd>) -> anyhow::Result
     control.finish(line, end)
 }
 
-/// Every known file keeps a descriptor, and the soft limit is often 1,024.
+/// Every known file keeps a descriptor, and the limit is often 1,024. With the privilege it is raised to what the kernel
+/// allows by default (`fs.nr_open`), else as far as this user may.
 fn raise_descriptor_limit() {
-    let raised =
-        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    const MOST: u64 = 1 << 20;
+    let raised = setrlimit(Resource::RLIMIT_NOFILE, MOST, MOST).or_else(|_| {
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard))
+    });
     if let Err(error) = raised {
         tracing::warn!(%error, "the limit of open files stays low");
     }
