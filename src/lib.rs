@@ -1,5 +1,39 @@
-//! Lighthouse FS serves a directory tree through FUSE with two FUSE stacks at once and swaps the stack underneath
-//! running programs.
+//! Lighthouse FS serves a file system through two FUSE stacks and swaps the stack underneath running programs. The
+//! kernel's mount never changes, so open files, working directories, locks and memory maps live on.
+//!
+//! The program `lighthouse-fs` serves a source directory ([`vfs::PassThrough`]). A file system of one's own implements
+//! [`vfs::Vfs`], which knows no FUSE crate, and is served by [`server::Served`]:
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//!
+//! use lighthouse_fs::vfs::{Access, PassThrough};
+//! use lighthouse_fs::{backend, config::Mount, ledger::Ledger, server::Served};
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     // First of all: crate fuse3 runs this very program as its mount helper.
+//!     backend::act_as_mount_helper();
+//!     // While there is one thread: PATH is changed for that.
+//!     let _prepared = backend::prepare()?;
+//!
+//!     // Made with umask 0, since the kernel applies that of each program. Any other `Vfs` will do as well.
+//!     let vfs = PassThrough::new("/srv/projects".as_ref(), Access::ReadWrite)?;
+//!     let mount = Mount::new("projects", "/srv/projects", "/mnt/projects");
+//!     let (ledger, _descriptor) = Ledger::create()?;
+//!     // A real server hands what comes here to `Served::session_ended`, and so fails over.
+//!     let when_a_session_ends = Arc::new(|session| eprintln!("{session:?} has ended"));
+//!     let (mut served, _unavailable) = Served::start(&mount, Arc::new(vfs), ledger, None, when_a_session_ends)?;
+//!
+//!     // Programs in the mount do not notice.
+//!     let switched = served.switch(served.active().other(), "to show it")?;
+//!     println!("{} serves, after a pause of {} ms", switched.to, switched.pause_ms);
+//!     served.unmount()?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! `examples/memory_fs` is such a file system, whole and in memory. `docs/architecture.md` explains what happens in a
+//! switch.
 //!
 //! The house; imports point down this list, never up:
 //!
@@ -9,8 +43,8 @@
 //! | [`daemon`] | the control process: starts and watches servers, life cycle |
 //! | [`api`] | control over a Unix socket |
 //! | [`server`] | the serving process of one mount: orders, switch, failover |
-//! | [`backend`] | how FUSE is spoken: the trait, `fuse2` (crate fuser), `fuse3` (crate fuse3) |
-//! | [`connection`] | the kernel's side: mounting, FUSE_INIT, ports (attach, drain, park) |
+//! | [`backend`] | how FUSE is spoken: an adapter for each crate, `fuse2` (crate fuser), `fuse3` (crate fuse3) |
+//! | [`connection`] | the kernel's side: mounting, FUSE_INIT, ports (the trait; attach, drain, park) |
 //! | [`vfs`] | what the file system does: the trait, and pass-through |
 //! | [`ledger`] | the shared mapping: its layout and the rules of writing it |
 //! | [`config`] | plain data; every module may import it |

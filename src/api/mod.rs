@@ -1,6 +1,6 @@
 //! Control over a Unix socket: HTTP, authorised by the uid of the peer.
 //!
-//! [`model`] is what is said, [`routes`] is the side that answers, [`Client`] the side that asks, and [`socket`] the
+//! [`model`] is what is said, [`router`] is the side that answers, [`Client`] the side that asks, and [`socket`] the
 //! place where they meet. What lies behind the routes is a [`Control`]; nothing here knows how a mount is served.
 
 mod client;
