@@ -16,7 +16,7 @@
 //!     // While there is one thread: PATH is changed for that.
 //!     let _prepared = backend::prepare()?;
 //!
-//!     // Made with umask 0, since the kernel applies that of each program. Any other `Vfs` will do as well.
+//!     // Or any other `Vfs`. What this one wants of the process, its documentation says.
 //!     let vfs = PassThrough::new("/srv/projects".as_ref(), Access::ReadWrite)?;
 //!     let mount = Mount::new("projects", "/srv/projects", "/mnt/projects");
 //!     let (ledger, _descriptor) = Ledger::create()?;
