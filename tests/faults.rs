@@ -45,17 +45,27 @@ impl Drop for Stops<'_> {
     }
 }
 
-/// Works in the mount until told to stop; returns the operations, the failures, and the longest.
-fn work(stage: &Stage, stop: &AtomicBool) -> (u64, Vec<String>, Duration) {
+/// Works in the mount until told to stop; returns the operations, the failures, and the longest. Nothing here reads, which
+/// is what hangs. What changes something must be asked for once only: a second time it fails.
+fn work(stage: &Stage, worker: usize, stop: &AtomicBool) -> (u64, Vec<String>, Duration) {
     let (mut done, mut failures, mut longest) = (0, Vec::new(), Duration::ZERO);
+    let (made, moved) = (stage.path(&format!("made{worker}")), stage.path(&format!("moved{worker}")));
     while !stop.load(SeqCst) {
-        let began = Instant::now();
-        // The hanging operation is READ: this one needs none.
-        if let Err(error) = fs::symlink_metadata(stage.path("other")).and_then(|_| fs::read_dir(stage.path("folder"))) {
-            failures.push(error.to_string());
+        let round: [(&str, &dyn Fn() -> io::Result<()>); 5] = [
+            ("stat", &|| fs::symlink_metadata(stage.path("other")).map(drop)),
+            ("list", &|| fs::read_dir(stage.path("folder")).map(drop)),
+            ("mkdir", &|| fs::create_dir(&made)),
+            ("rename", &|| fs::rename(&made, &moved)),
+            ("rmdir", &|| fs::remove_dir(&moved)),
+        ];
+        for (name, operation) in round {
+            let began = Instant::now();
+            if let Err(error) = operation() {
+                failures.push(format!("{name}: {error}"));
+            }
+            longest = longest.max(began.elapsed());
+            done += 1;
         }
-        longest = longest.max(began.elapsed());
-        done += 1;
     }
     (done, failures, longest)
 }
@@ -97,7 +107,7 @@ fn a_hung_handler(#[case] hung: Backend, #[case] handlers: Handlers) {
             // From here on reading hangs no more, for those who have not begun.
             stage.hang("nothing");
             let worker = threads.spawn(|| {
-                let (done, failures, longest) = work(stage, &stop);
+                let (done, failures, longest) = work(stage, 0, &stop);
                 worked.store(done, SeqCst);
                 (failures, longest)
             });
@@ -187,8 +197,13 @@ fn a_session_that_ends_by_itself(#[values(Backend::Fuse2, Backend::Fuse3)] endin
         let stop = AtomicBool::new(false);
         std::thread::scope(|threads| {
             let _stops = Stops(&stop);
-            let workers: Vec<_> = (0..4).map(|_| threads.spawn(|| work(stage, &stop))).collect();
-            for round in 0..10 {
+            let workers: Vec<_> = (0..4)
+                .map(|worker| {
+                    let (stage, stop) = (&*stage, &stop);
+                    threads.spawn(move || work(stage, worker, stop))
+                })
+                .collect();
+            for round in 0..20 {
                 let serving = stage.active();
                 let failed_over = stage.end_active();
                 assert_eq!((failed_over.from, failed_over.to), (serving, serving.other()), "round {round}");

@@ -225,12 +225,16 @@ impl Attached {
 }
 
 impl Attached {
-    fn assert_end_is_noticed(&self, after: &str) {
+    fn assert_end_is_noticed(&mut self, after: &str) {
         let until = std::time::Instant::now() + LIMIT;
         while self.ends.load(SeqCst) == 0 && std::time::Instant::now() < until {
             std::thread::yield_now();
         }
         assert_eq!(self.port.state(), State::Ended, "after {after}");
+        // A thread may have ended alone; then the others must not go on beside the backend that takes over.
+        self.port.has_settled(LIMIT);
+        let unique = self.send(GETATTR, 1, &[0; 16]);
+        assert!(self.answer(unique, Duration::from_millis(50)).is_none(), "somebody still reads after {after}");
     }
 }
 

@@ -20,6 +20,7 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use crate::config::{Backend, Helper, Mount};
 
 use super::helper::{self, Found, NotFound};
+use super::mountinfo::{self, Mounted};
 use super::port::seqpacket_pair;
 
 /// The kernel's name of the file system is `fuse.` and this.
@@ -251,7 +252,8 @@ pub(super) fn unmount(maker: &Maker, mountpoint: &Path, limit: Duration) -> io::
     loop {
         match unmount_once(maker, mountpoint, Manner::IfIdle) {
             Ok(()) => return Ok(Unmounted::Cleanly),
-            Err(error) if is_gone(&error) => return Ok(Unmounted::Cleanly),
+            // Somebody else was faster.
+            Err(_) if !is_mounted(mountpoint) => return Ok(Unmounted::Cleanly),
             Err(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(50)),
             Err(error) => {
                 tracing::warn!(mountpoint = %mountpoint.display(), %error, "still in use: unmounting lazily");
@@ -267,9 +269,9 @@ enum Manner {
     Lazily,
 }
 
-/// `umount2(2)` says EINVAL for what is not a mount point.
-fn is_gone(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::EINVAL)
+/// From mountinfo. Without /proc the answer is yes: then the unmount's own error counts.
+fn is_mounted(mountpoint: &Path) -> bool {
+    mountinfo::read().map_or(true, |mounts| mountinfo::at(&mounts, mountpoint).is_some_and(Mounted::is_ours))
 }
 
 fn unmount_once(maker: &Maker, mountpoint: &Path, manner: Manner) -> io::Result<()> {

@@ -6,7 +6,7 @@ use crate::connection::port::{Drained, Order, Port, PortError};
 /// Attaches `new` and detaches `old`, in the order that `old` needs. What was answered by force, if `old` did not react.
 ///
 /// # Errors
-/// When it cannot be done; then `old` is attached as before, and `new` is not.
+/// When it cannot be done; then `new` is not attached, and `old` is as before, unless it had to be detached by force.
 pub(super) fn hand_over(old: &dyn Port, new: &dyn Port, deadlines: &Deadlines) -> Result<Option<Drained>, PortError> {
     if old.order() == Order::NextFirst {
         new.attach()?;
@@ -32,7 +32,9 @@ pub(super) fn hand_over(old: &dyn Port, new: &dyn Port, deadlines: &Deadlines) -
     match new.attach() {
         Ok(()) => Ok(forced),
         Err(error) => {
-            old.attach()?;
+            if forced.is_none() {
+                old.attach()?;
+            }
             Err(error)
         }
     }
@@ -127,6 +129,9 @@ mod tests {
         fn drain(&self, _: Duration) -> Result<Drained, PortError> {
             self.ask("drain", State::Parked).map(|()| Drained { in_flight: 1, answered_for_hung: 0 })
         }
+        fn has_settled(&self, _: Duration) -> bool {
+            true
+        }
         fn retire(&self) {}
         fn end_by_itself(&self) -> Result<(), PortError> {
             Ok(())
@@ -178,6 +183,13 @@ mod tests {
         assert_eq!(forced, Some(Drained { in_flight: 2, answered_for_hung: 2 }));
         assert_eq!((old.asked(), new.asked()), (vec!["detach", "force"], vec!["attach"]));
         assert_eq!((old.state(), new.state()), (State::Hung, State::Attached));
+    }
+
+    #[test]
+    fn what_was_detached_by_force_is_not_attached_again() {
+        let (old, new) = (tasks(State::Attached, &["detach"]), threads(State::Parked, &["attach"]));
+        assert!(hand_over(&old, &new, &Deadlines::default()).is_err());
+        assert_eq!((old.state(), new.state()), (State::Hung, State::Parked));
     }
 
     #[test]

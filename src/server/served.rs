@@ -16,7 +16,7 @@ use super::handover::{drain, hand_over};
 use super::orders::{Switched, Unavailable};
 
 /// How long a session may take to start.
-const START_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const START_LIMIT: Duration = Duration::from_secs(10);
 /// How long a failover waits for answers of the session that has ended, before it goes on without asking the kernel to
 /// send again what that session has read and lost.
 const LAST_ANSWERS: Duration = Duration::from_millis(5);
@@ -196,7 +196,13 @@ impl Served {
             return Err(failed(format!("{from} has no session")));
         };
         let began = Instant::now();
-        let forced = hand_over(&*old, &*new, &self.deadlines).map_err(|error| failed(error.to_string()))?;
+        let forced = match hand_over(&*old, &*new, &self.deadlines) {
+            Ok(forced) => forced,
+            Err(error) => {
+                self.keep_serving(from);
+                return Err(failed(error.to_string()));
+            }
+        };
         switched.pause_ms = milliseconds(began.elapsed());
         self.active = to;
         self.publish();
@@ -209,6 +215,19 @@ impl Served {
         switched.total_ms = milliseconds(began.elapsed());
         self.publish();
         Ok(switched)
+    }
+
+    /// After a switch that failed: if the old session is good for nothing any more, a fresh one serves in its place.
+    fn keep_serving(&mut self, backend: Backend) {
+        let is_attached =
+            self.sessions[backend.index()].as_ref().is_some_and(|session| session.port.state() == State::Attached);
+        if !is_attached {
+            let fresh = self.living_session(backend).map_err(|error| error.to_string());
+            if let Err(error) = fresh.and_then(|fresh| fresh.attach().map_err(|error| error.to_string())) {
+                tracing::error!(%backend, error, "nobody serves: switch again");
+            }
+        }
+        self.publish();
     }
 
     /// A session has ended by itself.
@@ -257,16 +276,13 @@ impl Served {
     }
 
     /// A session that ended may have read a request and lost it. The kernel sends such requests again if asked; that is
-    /// safe once no handler of that session is left that could still answer.
+    /// safe once nothing is left in hand that could still be answered.
     fn recover_lost(&self, from: Backend) {
-        let began = Instant::now();
-        let still_busy = || self.context.ledger.in_flight().iter().any(|one| one.backend == from && !one.abandoned);
-        while still_busy() {
-            if began.elapsed() > LAST_ANSWERS {
-                tracing::warn!(%from, "it still holds requests, so what it may have lost is not asked for again");
-                return;
-            }
-            std::thread::sleep(Duration::from_micros(100));
+        let settled =
+            self.sessions[from.index()].as_ref().is_some_and(|session| session.port.has_settled(LAST_ANSWERS));
+        if !settled {
+            tracing::warn!(%from, "it still holds requests, so what it may have lost is not asked for again");
+            return;
         }
         match self.context.connection.resend() {
             Ok(()) => {}

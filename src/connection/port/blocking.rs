@@ -251,6 +251,11 @@ impl BlockingPort {
             return;
         }
         *self.state.lock() = State::Ended;
+        // One thread may have ended alone; the others must not go on reading beside whoever takes over.
+        if let Err(error) = self.point_at_socket() {
+            tracing::error!(%error, "a session that has ended could not be detached");
+        }
+        self.wake_readers();
         (self.on_end)();
     }
 
@@ -397,6 +402,11 @@ impl Port for BlockingPort {
             return Err(self.silent("stop reading", limit));
         }
         Ok(Drained { in_flight, answered_for_hung: answered })
+    }
+
+    fn has_settled(&self, limit: Duration) -> bool {
+        self.hold_muster(self.lease.range().len(), limit).is_ok_and(|(held, missing)| held.is_empty() && missing == 0)
+            && self.wires.wait_for_forwarder(limit)
     }
 
     fn retire(&self) {

@@ -14,9 +14,10 @@ mod polled;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+use parking_lot::{Condvar, Mutex};
 use zerocopy::IntoBytes;
 
 use super::wire;
@@ -135,6 +136,10 @@ pub trait Port: Send + Sync {
     /// it must be drained first if [`force_detach`](Self::force_detach) is to be used.
     fn drain(&self, limit: Duration) -> Result<Drained, PortError>;
 
+    /// Whether nothing is in hand any more that a session has read before it ended by itself; waits for that at most
+    /// `limit`. Until then the kernel must not be asked to send anything again: it would run twice.
+    fn has_settled(&self, limit: Duration) -> bool;
+
     /// Ends the session as soon as its handlers have come back. It must not be attached.
     fn retire(&self);
 
@@ -160,12 +165,20 @@ struct Wires {
     ours: Arc<OwnedFd>,
     connection: Arc<Connection>,
     backend: Backend,
+    carried: Arc<Carried>,
+}
+
+/// How far the forwarder has come: the number of the last mark that it has met.
+#[derive(Debug, Default)]
+struct Carried {
+    mark: Mutex<u64>,
+    moved: Condvar,
 }
 
 impl Wires {
     fn new(connection: Arc<Connection>, backend: Backend) -> io::Result<Self> {
         let (socket, ours) = seqpacket_pair()?;
-        Ok(Self { socket, ours: Arc::new(ours), connection, backend })
+        Ok(Self { socket, ours: Arc::new(ours), connection, backend, carried: Arc::default() })
     }
 
     fn device(&self) -> BorrowedFd<'_> {
@@ -181,11 +194,13 @@ impl Wires {
     /// when the session and the port have closed the socket.
     fn start_forwarder(&self) -> io::Result<()> {
         let (ours, connection, backend) = (self.ours.clone(), self.connection.clone(), self.backend);
+        let carried = self.carried.clone();
         std::thread::Builder::new().name(format!("{backend}-forward")).spawn(move || {
             let mut buffer = vec![0; LONGEST_FORWARDED];
             loop {
                 match recv(ours.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
                     Ok(0) => return,
+                    Ok(MARK) => carried.pass(&buffer[..MARK]),
                     Ok(length) => forward(connection.device(backend), &buffer[..length]),
                     Err(nix::errno::Errno::EINTR) => {}
                     Err(error) => {
@@ -196,6 +211,24 @@ impl Wires {
             }
         })?;
         Ok(())
+    }
+
+    /// Waits until the forwarder has carried what the session has sent so far: a mark, sent after it, comes out after it.
+    /// `false`: not within `limit`.
+    fn wait_for_forwarder(&self, limit: Duration) -> bool {
+        let end = Instant::now() + limit;
+        let mut mark = self.carried.mark.lock();
+        let wanted = *mark + 1;
+        if let Err(error) = send(self.socket.as_raw_fd(), &wanted.to_ne_bytes(), MsgFlags::MSG_DONTWAIT) {
+            tracing::warn!(%error, "the forwarder cannot be asked how far it is");
+            return false;
+        }
+        while *mark < wanted {
+            if self.carried.moved.wait_until(&mut mark, end).timed_out() {
+                return *mark >= wanted;
+            }
+        }
+        true
     }
 
     /// Sends a message to the session. Only while it reads the socket.
@@ -228,6 +261,18 @@ impl Wires {
         let mut answer = [0; 512];
         recv(self.ours.as_raw_fd(), &mut answer, MsgFlags::MSG_DONTWAIT).map_err(|error| system(error.into()))?;
         Ok(())
+    }
+}
+
+/// Length of a mark in bytes; no reply is that short.
+const MARK: usize = size_of::<u64>();
+
+impl Carried {
+    fn pass(&self, mark: &[u8]) {
+        if let Ok(number) = mark.try_into() {
+            *self.mark.lock() = u64::from_ne_bytes(number);
+            self.moved.notify_all();
+        }
     }
 }
 

@@ -78,6 +78,8 @@ enum Command {
     Detach(Arc<Ticket>, mpsc::Sender<Result<usize, PortError>>),
     /// Wait for the tasks until then.
     Drain(Instant, mpsc::Sender<Result<Drained, PortError>>),
+    /// Wait until then for all tasks; answers whether they have ended.
+    Settle(Instant, mpsc::Sender<Result<bool, PortError>>),
     /// End when all handlers have come back.
     Retire,
 }
@@ -104,6 +106,8 @@ pub struct PolledPort {
     slot_freed: Notify,
     gate: AtomicU8,
     gate_opened: Notify,
+    /// Set by a detach by force. Whoever re-points `n` or opens the gate at the end of a detach holds the lock.
+    is_given_up: Mutex<bool>,
     nudges: AtomicU64,
     nudged: Notify,
     state: Mutex<State>,
@@ -144,6 +148,7 @@ impl PolledPort {
             slot_freed: Notify::new(),
             gate: AtomicU8::new(Gate::Open as u8),
             gate_opened: Notify::new(),
+            is_given_up: Mutex::new(false),
             nudges: AtomicU64::new(0),
             nudged: Notify::new(),
             state: Mutex::new(State::Parked),
@@ -396,6 +401,7 @@ impl PolledPort {
                     }
                     Some(Command::Detach(..)) => {}
                     Some(Command::Drain(end, answer)) => drop(answer.send(self.obey_drain(end).await)),
+                    Some(Command::Settle(end, answer)) => drop(answer.send(Ok(self.wait_for_tasks(0, end).await))),
                     Some(Command::Retire) | None => return self.obey_retire().await,
                 }
                 false
@@ -442,10 +448,16 @@ impl PolledPort {
             Ok(()) => self.pass_nudges(2).await,
             Err(error) => Err(error),
         };
-        // A session that has ended reads no more either; its tasks still answer.
+        // The runtime may have hung in between, and everything been done without it.
+        let is_given_up = self.is_given_up.lock();
+        if *is_given_up {
+            return Err(PortError::Ended(Backend::Fuse3));
+        }
         let restored = plug.point_at(self.wires.device());
         self.set_gate(Gate::Open);
+        drop(is_given_up);
         restored?;
+        // A session that has ended reads no more either; its tasks still answer.
         match silenced {
             Ok(()) | Err(PortError::Ended(_)) => Ok(self.requests_alive()),
             Err(error) => Err(error),
@@ -599,6 +611,8 @@ impl Port for PolledPort {
     /// 6. gate stale: when the thread is back, those tasks end with EIO without running, and the kernel ignores it. Not
     ///    before 5, or the EIO would be taken for the answer.
     fn force_detach(&self) -> Drained {
+        let mut is_given_up = self.is_given_up.lock();
+        *is_given_up = true;
         self.gate.store(Gate::Closed as u8, SeqCst);
         self.take_device_out();
         let (in_flight, answered_for_hung) = self.answer_for_all();
@@ -606,6 +620,8 @@ impl Port for PolledPort {
         if let Err(error) = self.plug().and_then(|plug| plug.point_at(&self.wires.socket)) {
             tracing::error!(%error, "fuse3 could not be parked by force");
         }
+        // Not to be sent again: what was answered and is on its way.
+        self.wires.wait_for_forwarder(GRACE);
         if let Err(error) = self.wires.connection.resend() {
             tracing::warn!(%error, "requests that fuse3 has read and not begun wait until its thread comes back, and then get EIO");
         }
@@ -626,6 +642,12 @@ impl Port for PolledPort {
                 if drained.answered_for_hung == 0 && self.gate() == Gate::Open { State::Parked } else { State::Hung };
         }
         Ok(drained)
+    }
+
+    fn has_settled(&self, limit: Duration) -> bool {
+        let end = Instant::now() + limit;
+        self.order_and_wait(|answer| Command::Settle(end, answer), "let its requests end", limit * 2).unwrap_or(false)
+            && self.wires.wait_for_forwarder(limit)
     }
 
     fn retire(&self) {
