@@ -3,12 +3,13 @@
 //! Calls of the vfs run inline on the runtime's thread, which is the fastest; those that may block run on its pool.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::num::NonZeroU32;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,6 +21,7 @@ use fuse3::raw::prelude::{
 use fuse3::raw::{Filesystem, Session};
 use fuse3::{FileType, MountOptions, SetAttr as Fuse3SetAttr};
 use futures_util::{FutureExt, Stream, stream};
+use nix::fcntl::{Flock, FlockArg};
 use parking_lot::Mutex;
 
 use super::{Context, Listed, OPEN_FLAGS, Opened, OpenedDir, StartError, TakeBack, entry_lifetime, guarded};
@@ -120,6 +122,7 @@ async fn serve(adapter: Adapter, port: Arc<PolledPort>, ready: &mpsc::Sender<std
 /// The crate has no constructor from a descriptor: it runs `fusermount3` and takes the descriptor that this sends. Our own
 /// program, called by that name, is the helper, and what it sends is the port's set.
 async fn open_session(adapter: Adapter, port: &PolledPort) -> std::result::Result<fuse3::raw::MountHandle, String> {
+    check_link()?;
     let set = port.inheritable_set().map_err(|error| error.to_string())?;
     let folder = tempfile::Builder::new()
         .prefix("lighthouse-fs-")
@@ -137,10 +140,16 @@ async fn open_session(adapter: Adapter, port: &PolledPort) -> std::result::Resul
 
 /// Acts as the mount helper that crate fuse3 runs, and exits, if this process was started as one.
 pub(super) fn act_as_mount_helper() {
-    let called = std::env::args_os().next().unwrap_or_default();
-    if Path::new(&called).file_name() == Some(OsStr::new(HELPER_NAME))
-        && let Some(socket) = std::env::var_os("_FUSE_COMMFD")
-    {
+    let mut arguments = std::env::args_os();
+    let called = arguments.next().unwrap_or_default();
+    if Path::new(&called).file_name() != Some(OsStr::new(HELPER_NAME)) {
+        return;
+    }
+    // The crate's way to clean up after a start that failed. Nothing was mounted.
+    if arguments.next().is_some_and(|option| option == "-u") {
+        std::process::exit(0);
+    }
+    if let Some(socket) = std::env::var_os("_FUSE_COMMFD") {
         let code = match send_set(&socket) {
             Ok(()) => 0,
             Err(error) => {
@@ -152,9 +161,14 @@ pub(super) fn act_as_mount_helper() {
     }
 }
 
+/// The link by which crate fuse3 finds our mount helper, once one is installed.
+static LINK: OnceLock<PathBuf> = OnceLock::new();
+
 /// The folder that has our mount helper in it, first in PATH. Removed when dropped.
 #[derive(Debug)]
 pub(super) struct HelperLink {
+    /// A shared lock on the folder, which keeps those who clean temporary folders off (tmpfiles.d(5)).
+    _lock: Flock<File>,
     _folder: tempfile::TempDir,
 }
 
@@ -162,15 +176,29 @@ impl HelperLink {
     /// Only while the process has one thread: PATH is changed.
     pub(super) fn install() -> std::io::Result<Self> {
         let folder = tempfile::Builder::new().prefix("lighthouse-fs-").suffix(".path").tempdir()?;
-        std::os::unix::fs::symlink("/proc/self/exe", folder.path().join(HELPER_NAME))?;
+        let lock = Flock::lock(File::open(folder.path())?, FlockArg::LockSharedNonblock).map_err(|(_, error)| error)?;
+        let link = folder.path().join(HELPER_NAME);
+        std::os::unix::fs::symlink("/proc/self/exe", &link)?;
         let mut path = folder.path().as_os_str().to_owned();
         if let Some(old) = std::env::var_os("PATH") {
             path.push(":");
             path.push(old);
         }
-        // SAFETY: the caller promises that no other thread exists that could read the environment meanwhile.
         set_path(&path);
-        Ok(Self { _folder: folder })
+        // One a process; a second one goes before the first in PATH, and both lead here.
+        LINK.get_or_init(|| link);
+        Ok(Self { _lock: lock, _folder: folder })
+    }
+}
+
+/// Without the link, the crate would run libfuse's helper, which mounts.
+fn check_link() -> std::result::Result<(), String> {
+    match LINK.get() {
+        Some(link) if link.symlink_metadata().is_err() => Err(format!(
+            "{} has been removed, without which fuse3 cannot start: restart the mount, and keep temporary folders that are in use",
+            link.display()
+        )),
+        _ => Ok(()),
     }
 }
 
@@ -845,7 +873,8 @@ fn direntplus(entry: &DirEntry<'_>, found: Option<&Entry>, lifetime: Duration) -
         None => (super::dot_attr(entry), Duration::ZERO),
     };
     DirectoryEntryPlus {
-        inode: entry.node.0,
+        // Crate fuser has one number for both; a directory that something is mounted on has two in the source.
+        inode: attr.node.0,
         generation: found.map_or(0, |found| found.generation),
         kind: file_type(entry.kind),
         name: OsString::from(entry.name),

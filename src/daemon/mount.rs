@@ -15,10 +15,13 @@ use super::process;
 use super::running::{Event, Running};
 use crate::api::ControlError;
 use crate::api::model::LastSwitch;
-use crate::config::{Backend, Deadlines, Mount};
+use crate::config::{Backend, Mount};
 use crate::connection::mountinfo;
 use crate::ledger::Ledger;
-use crate::server::orders::{Order, Report, Switched, Unavailable, VERSION};
+use crate::server::{
+    self,
+    orders::{Order, Report, Switched, Unavailable, VERSION},
+};
 
 /// For a server to mount and begin; helpers have deadlines of their own below this.
 const START: Duration = Duration::from_secs(30);
@@ -225,7 +228,7 @@ impl Task {
             return None;
         }
         self.facts.send_modify(|facts| facts.phase = Phase::Switching);
-        let limit = switch_limit(&self.mount.deadlines);
+        let limit = server::switch_limit(&self.mount.deadlines) + MARGIN;
         let order = self.server.send(&Order::Switch { to, reason });
         let result = match order {
             Ok(()) => timeout(limit, self.switched()).await,
@@ -394,9 +397,4 @@ async fn clean(mount: &str, place: &Path, number: Option<u32>) {
             tracing::error!(mount, place = %place.display(), "the dead mount does not go away: run `umount -l` on it as root");
         }
     }
-}
-
-/// How long a switch may take: the server waits for each of two backends to react, and for the old one's requests.
-fn switch_limit(deadlines: &Deadlines) -> Duration {
-    deadlines.switch * 2 + deadlines.drain + MARGIN
 }

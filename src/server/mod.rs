@@ -18,7 +18,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
 
 use crate::backend;
-use crate::config::Mount;
+use crate::config::{Deadlines, Mount};
 use crate::connection::Unmounted;
 use crate::ledger::{Ledger, coarse_now};
 use crate::vfs::passthrough::{Access, PassThrough, strip_set_id_on_write};
@@ -32,6 +32,19 @@ const FIRST_ORDER: Duration = Duration::from_secs(30);
 const HEARTBEAT: Duration = Duration::from_millis(500);
 /// What an unmount may take beyond its own deadline before the process ends without it.
 const UNMOUNT_MARGIN: Duration = Duration::from_secs(15);
+
+/// How long a server may take to obey [`Stop`](Order::Stop).
+#[must_use]
+pub fn stop_limit(deadlines: &Deadlines) -> Duration {
+    deadlines.unmount + UNMOUNT_MARGIN
+}
+
+/// How long a server may take to obey [`Switch`](Order::Switch): to prove that the old session of the target lives, to
+/// start a fresh one instead, to detach the other and let it drain, and the same once more if that has to be forced.
+#[must_use]
+pub fn switch_limit(deadlines: &Deadlines) -> Duration {
+    served::START_LIMIT + deadlines.switch * 3 + deadlines.drain * 2
+}
 
 /// Serves one mount until the daemon says [`Stop`](Order::Stop), the daemon is gone, or somebody unmounts it. Returns the
 /// exit code of the process.
@@ -114,7 +127,7 @@ struct Control {
     ledger: Ledger,
     wake: Arc<EventFd>,
     ended: Receiver<SessionEnded>,
-    unmount_limit: Duration,
+    stop_limit: Duration,
 }
 
 impl Control {
@@ -133,8 +146,8 @@ impl Control {
             }
         });
         let (served, unavailable) = Served::start(mount, Arc::new(vfs), ledger.clone(), device, on_session_end)?;
-        let unmount_limit = mount.deadlines.unmount;
-        Ok(Self { served, unavailable, ledger, wake, ended, unmount_limit })
+        let stop_limit = stop_limit(&mount.deadlines);
+        Ok(Self { served, unavailable, ledger, wake, ended, stop_limit })
     }
 
     fn report_hello(&self, line: &Line) -> anyhow::Result<()> {
@@ -238,7 +251,7 @@ impl Control {
             Unmounted::Cleanly
         } else {
             let (done, is_done) = mpsc::channel();
-            let (served, limit) = (self.served, self.unmount_limit + UNMOUNT_MARGIN);
+            let (served, limit) = (self.served, self.stop_limit);
             std::thread::Builder::new().name("unmount".into()).spawn(move || drop(done.send(served.unmount())))?;
             is_done.recv_timeout(limit).map_err(|_| {
                 anyhow::anyhow!("the unmount hangs; the process ends, and the kernel aborts the connection")

@@ -45,7 +45,9 @@ impl PassThrough {
         let name = new_component(name)?;
         let parent = self.nodes.pin(parent)?;
         let flags = OFlags::from_bits_retain(flags as u32);
-        let flags = (flags - STRIPPED) | (flags & OFlags::EXCL) | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // O_NONBLOCK: a FIFO that has just taken the name would hold the call until somebody opens its other end.
+        let own = OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let flags = (flags - STRIPPED) | (flags & OFlags::EXCL) | own;
         let mode = Mode::from_raw_mode(mode);
         let file = self
             .change(|| self.creator.run_as(caller, || Ok(retry(|| rustix::fs::openat(&parent, name, flags, mode))?)))?;
