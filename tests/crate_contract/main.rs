@@ -138,6 +138,16 @@ impl Kernel {
         Some(Answer { unique: u64::from_ne_bytes(unique), error: -number(4), is_whole, length })
     }
 
+    /// What the session has not read yet, in bytes as the kernel counts them.
+    #[cfg(feature = "fuse3")]
+    fn unread(&self) -> libc::c_int {
+        nix::ioctl_read_bad!(unread_output, libc::TIOCOUTQ, libc::c_int);
+        let mut unread = 0;
+        // SAFETY: TIOCOUTQ stores one int, and the pointer is to one.
+        unsafe { unread_output(self.end.as_raw_fd(), &raw mut unread) }.expect("TIOCOUTQ of a socket");
+        unread
+    }
+
     /// Whether nobody holds the session's end any more.
     fn is_hung_up(&self) -> bool {
         let mut ready = [PollFd::new(self.end.as_fd(), PollFlags::empty())];
