@@ -104,7 +104,11 @@ impl Kernel {
 
     /// FUSE_INIT as the ports send it: protocol 7.31.
     fn init(&self) -> u64 {
-        let body: Vec<u8> = [7_u32, 31, 128 << 10, 0].iter().flat_map(|word| word.to_ne_bytes()).collect();
+        self.init_of(7)
+    }
+
+    fn init_of(&self, major: u32) -> u64 {
+        let body: Vec<u8> = [major, 31, 128 << 10, 0].iter().flat_map(|word| word.to_ne_bytes()).collect();
         self.send(INIT, 0, &body)
     }
 
