@@ -186,8 +186,7 @@ async fn a_switch_is_done_and_remembered() {
     let after = daemon.mount().await;
     assert_eq!(after.active, [(Backend::Fuse3, 100)].into());
     assert_eq!(after.last_switch.unwrap().reason, "operator");
-    assert_eq!(after.health, Health::Degraded, "{:?}", after.reasons);
-    assert_eq!(after.reasons, ["fuse3 serves instead of the stable fuse2 (operator)"]);
+    assert_eq!(after.health, Health::Healthy, "what an operator wants is no fault: {:?}", after.reasons);
     assert_eq!(daemon.stop().await, End::Stopped);
 }
 
@@ -232,7 +231,7 @@ async fn a_late_answer_is_not_taken_for_the_next_one() {
     .await;
     let (status, why) = refusal(daemon.client.switch("default", Backend::Fuse3).await);
     assert_eq!(status, 504);
-    assert!(why.contains("gave no answer within 3.03s"), "{why}");
+    assert!(why.contains("gave no answer within"), "{why}");
     let answer = daemon.client.switch("default", Backend::Fuse2).await.unwrap();
     assert_eq!((answer.to, answer.pause_ms), (Backend::Fuse2, 7.));
     assert_eq!(daemon.stop().await, End::Stopped);

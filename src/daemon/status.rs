@@ -57,7 +57,7 @@ impl Control for Mounts {
         }
         let over = |why: &str| ControlError::NotServed { mount: mount.into(), why: why.into() };
         let (answer, answered) = oneshot::channel();
-        let request = Request::Switch { to, reason: "operator".into(), answer };
+        let request = Request::Switch { to, reason: OPERATOR.into(), answer };
         handle.requests.send(request).await.map_err(|_| over("it has ended"))?;
         let switched = answered.await.map_err(|_| over("it is being unmounted"))??;
         Ok(SwitchAnswer {
@@ -78,6 +78,8 @@ impl Handle {
         let running = !matches!(facts.phase, Phase::Ended(_));
         let active = self.ledger.active().filter(|_| running);
         let in_flight = if running { self.ledger.in_flight() } else { Vec::new() };
+        // Those that the deadline has answered are in a handler, but nobody waits for them.
+        let in_flight: Vec<_> = in_flight.into_iter().filter(|one| !one.abandoned).collect();
         let oldest = in_flight.iter().map(crate::ledger::InFlight::age).max().unwrap_or_default();
         let stable = self.mount.backend.resolve();
         let backends: Vec<_> = Backend::ALL.into_iter().map(|backend| self.backend(backend, &facts)).collect();
@@ -124,6 +126,9 @@ impl Handle {
     }
 }
 
+/// Why a switch was made, where a person has asked for it.
+const OPERATOR: &str = "operator";
+
 /// The one place that decides how a mount is doing.
 fn judge(facts: &Facts, stable: Backend, active: Option<Backend>, backends: &[BackendStatus]) -> (Health, Vec<String>) {
     let unhealthy = |why: String| (Health::Unhealthy, vec![why]);
@@ -137,8 +142,9 @@ fn judge(facts: &Facts, stable: Backend, active: Option<Backend>, backends: &[Ba
         (Phase::Serving | Phase::Switching, _) => {}
     }
     let mut reasons = Vec::new();
-    if let Some(active) = active.filter(|active| *active != stable) {
-        let why = facts.last_switch.as_ref().map_or("since the start", |last| last.reason.as_str());
+    let why = facts.last_switch.as_ref().map_or("since the start", |last| last.reason.as_str());
+    // What an operator wants is no fault.
+    if let Some(active) = active.filter(|active| *active != stable && why != OPERATOR) {
         reasons.push(format!("{active} serves instead of the stable {stable} ({why})"));
     }
     // A backend that this build leaves out on purpose is not missing.

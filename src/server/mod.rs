@@ -43,7 +43,7 @@ pub fn stop_limit(deadlines: &Deadlines) -> Duration {
 /// start a fresh one instead, to detach the other and let it drain, and the same once more if that has to be forced.
 #[must_use]
 pub fn switch_limit(deadlines: &Deadlines) -> Duration {
-    served::START_LIMIT + deadlines.switch * 3 + deadlines.drain * 2
+    deadlines.switch * 4 + deadlines.drain * 2
 }
 
 /// Serves one mount until the daemon says [`Stop`](Order::Stop), the daemon is gone, or somebody unmounts it. Returns the

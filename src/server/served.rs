@@ -15,8 +15,6 @@ use crate::vfs::Vfs;
 use super::handover::{drain, hand_over};
 use super::orders::{Switched, Unavailable};
 
-/// How long a session may take to start.
-pub(super) const START_LIMIT: Duration = Duration::from_secs(10);
 /// How long a failover waits for answers of the session that has ended, before it goes on without asking the kernel to
 /// send again what that session has read and lost.
 const LAST_ANSWERS: Duration = Duration::from_millis(5);
@@ -150,7 +148,7 @@ impl Served {
         self.next_session += 1;
         let on_session_end = self.on_session_end.clone();
         let on_end = Arc::new(move || on_session_end(SessionEnded { backend, session: number }));
-        let port = backend::start(backend, &self.context, on_end, START_LIMIT)?;
+        let port = backend::start(backend, &self.context, on_end, self.deadlines.switch)?;
         self.sessions[backend.index()] = Some(Session { port: port.clone(), number });
         Ok(port)
     }
