@@ -1,222 +1,29 @@
-//! Backend `fuse2`: crate fuser. Synchronous; its threads read and handle, behind a [`BlockingPort`].
+//! Every operation of crate fuser's trait, translated.
 
-use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use fuser::{
-    AccessFlags, BsdFileFlags, Config, CopyFileRangeFlags, FileAttr, FileHandle, FileType, FopenFlags, Generation,
-    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
-    RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
-    Session, SessionACL, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock,
+    ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::{Context, OPEN_FLAGS, Opened, OpenedDir, StartError, TakeBack, entry_lifetime, guarded};
-use crate::config::{Backend, Cache};
-use crate::connection::port::{BlockingPort, InHandler, LargeReply, NUDGE_NODE, OnEnd, Port, SMALL_REPLY};
-use crate::ledger::AnswerStatus;
-use crate::vfs::{
-    Attr, Caller, DirEntry, Entry, Errno, FileKind, HandleId, ListFlow, NodeId, Operation, Result, SetAttr, TimeSet,
-    Timestamp, Vfs, XattrSize,
+use super::translate::{attributes, file_type, handle_id, time_set};
+use super::{Adapter, BUFFER, reply_empty};
+use crate::backend::{
+    ALWAYS_READY, NO_ENTRY, OPEN_FLAGS, Opened, OpenedDir, copy_length, dot_attr, entry_lifetime, list_plus,
 };
+use crate::connection::port::{NUDGE_NODE, SMALL_REPLY};
+use crate::vfs::{DirEntry, Errno, ListFlow, NodeId, Operation, Result, SetAttr};
 
 /// Listings are built by the crate, so they stay below what may race with a re-pointing; the kernel asks again for more.
 const LONGEST_LISTING: usize = SMALL_REPLY / 2;
 /// `struct fuse_dirent` and `struct fuse_direntplus` before the name, with the padding that may follow it.
 const DIRENT: usize = 24 + 8;
 const DIRENTPLUS: usize = 152 + 8;
-
-thread_local! {
-    /// Data of READ and of attributes, before it is copied into the reply's `writev(2)`.
-    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-pub(super) fn start(
-    context: &Context,
-    on_end: OnEnd,
-    limit: Duration,
-) -> std::result::Result<Arc<dyn Port>, StartError> {
-    let failed = |message: String| StartError::Crate { backend: Backend::Fuse2, message };
-    let lease = context.leases.threads(context.threads)?;
-    let (port, descriptor) = BlockingPort::new(context.connection.clone(), context.ledger.clone(), lease, on_end)?;
-    let adapter = Adapter {
-        vfs: context.vfs.clone(),
-        port: port.clone(),
-        cache: context.cache,
-        max_write: context.connection.negotiated().max_write,
-    };
-    let mut config = Config::default();
-    config.acl = SessionACL::All;
-    config.n_threads = Some(context.threads);
-    // `from_fd` reads FUSE_INIT, so it needs a thread of its own while we send one.
-    let handshake = std::thread::Builder::new()
-        .name("fuse2-start".into())
-        .spawn(move || Session::from_fd(adapter, descriptor, SessionACL::All, config))
-        .map_err(|error| failed(error.to_string()))?;
-    let introduced = port.introduce(limit);
-    if introduced.is_err() {
-        // Ends a handshake that would wait for ever.
-        port.retire();
-    }
-    let session =
-        handshake.join().map_err(|_| failed("it panicked".into()))?.map_err(|error| failed(error.to_string()))?;
-    introduced?;
-    // The notifier holds the session's descriptor, so its number stays ours until the port is gone.
-    port.keep(Box::new(session.notifier()));
-    std::thread::Builder::new()
-        .name("fuse2-run".into())
-        .spawn(move || match session.run() {
-            Ok(()) => tracing::debug!("a session of fuse2 has ended"),
-            Err(error) => tracing::warn!(%error, "a session of fuse2 has ended"),
-        })
-        .map_err(|error| failed(error.to_string()))?;
-    port.enlist(limit).inspect_err(|_| port.retire())?;
-    Ok(port)
-}
-
-struct Adapter {
-    vfs: Arc<dyn Vfs>,
-    port: Arc<BlockingPort>,
-    cache: Cache,
-    max_write: u32,
-}
-
-/// What a handler is about to reply. The request leaves its slot when this is dropped, after the reply call.
-struct Answer<'a, T> {
-    result: std::result::Result<T, fuser::Errno>,
-    _in_handler: InHandler<'a>,
-}
-
-impl Adapter {
-    fn handle<T: TakeBack>(
-        &self,
-        request: &Request,
-        operation: Operation,
-        node: INodeNo,
-        call: impl FnOnce(&dyn Vfs, &Caller) -> Result<T>,
-    ) -> Answer<'_, T> {
-        self.handle_with_umask(request, operation, node, 0, call)
-    }
-
-    fn handle_with_umask<T: TakeBack>(
-        &self,
-        request: &Request,
-        operation: Operation,
-        node: INodeNo,
-        umask: u32,
-        call: impl FnOnce(&dyn Vfs, &Caller) -> Result<T>,
-    ) -> Answer<'_, T> {
-        let in_handler = self.port.enter(request.unique().0, operation, NodeId(node.0));
-        let caller = Caller { uid: request.uid(), gid: request.gid(), pid: request.pid(), umask };
-        let (result, status) = guarded(|| call(&*self.vfs, &caller));
-        if in_handler.claim() {
-            in_handler.count(operation, status);
-            return Answer { result: result.map_err(errno), _in_handler: in_handler };
-        }
-        in_handler.count(operation, AnswerStatus::BackendError);
-        in_handler.taken_back();
-        if let Ok(value) = &result {
-            value.take_back(&*self.vfs);
-        }
-        // The kernel has its answer; this one it ignores.
-        Answer { result: Err(fuser::Errno::EIO), _in_handler: in_handler }
-    }
-
-    fn reply_entry(&self, answer: &Answer<'_, Entry>, reply: ReplyEntry) {
-        match &answer.result {
-            Ok(entry) => {
-                reply.entry(&entry_lifetime(&self.cache), &attributes(&entry.attr), Generation(entry.generation));
-            }
-            Err(error) => reply.error(*error),
-        }
-    }
-
-    fn reply_attr(&self, answer: &Answer<'_, Attr>, reply: ReplyAttr) {
-        match &answer.result {
-            Ok(attr) => reply.attr(&self.cache.attributes, &attributes(attr)),
-            Err(error) => reply.error(*error),
-        }
-    }
-
-    /// The one kind of reply that may exceed a socket message.
-    fn reply_data(&self, unique: u64, reply: ReplyData, data: &[u8]) {
-        if data.len() <= SMALL_REPLY {
-            return reply.data(data);
-        }
-        match self.port.large_reply() {
-            LargeReply::ByCrate(_permit) => reply.data(data),
-            LargeReply::ByUs => {
-                self.port.answer(unique, data);
-                // Spends the crate's reply object; the kernel has its answer and ignores this one.
-                reply.error(fuser::Errno::EIO);
-            }
-        }
-    }
-}
-
-fn reply_empty(answer: &Answer<'_, ()>, reply: ReplyEmpty) {
-    match &answer.result {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(*error),
-    }
-}
-
-fn errno(error: Errno) -> fuser::Errno {
-    fuser::Errno::from_i32(error.raw())
-}
-
-fn system_time(time: Timestamp) -> SystemTime {
-    match u64::try_from(time.sec) {
-        Ok(sec) => UNIX_EPOCH + Duration::new(sec, time.nsec),
-        Err(_) => UNIX_EPOCH - Duration::from_secs(time.sec.unsigned_abs()) + Duration::from_nanos(time.nsec.into()),
-    }
-}
-
-fn file_type(kind: FileKind) -> FileType {
-    match kind {
-        FileKind::File => FileType::RegularFile,
-        FileKind::Directory => FileType::Directory,
-        FileKind::Symlink => FileType::Symlink,
-        FileKind::BlockDevice => FileType::BlockDevice,
-        FileKind::CharDevice => FileType::CharDevice,
-        FileKind::Fifo => FileType::NamedPipe,
-        FileKind::Socket => FileType::Socket,
-    }
-}
-
-fn attributes(attr: &Attr) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(attr.node.0),
-        size: attr.size,
-        blocks: attr.blocks,
-        atime: system_time(attr.atime),
-        mtime: system_time(attr.mtime),
-        ctime: system_time(attr.ctime),
-        crtime: UNIX_EPOCH,
-        kind: file_type(attr.kind()),
-        perm: (attr.mode & 0o7777) as u16,
-        nlink: attr.nlink,
-        uid: attr.uid,
-        gid: attr.gid,
-        rdev: attr.rdev,
-        blksize: attr.blksize,
-        flags: 0,
-    }
-}
-
-fn time_set(time: TimeOrNow) -> TimeSet {
-    match time {
-        TimeOrNow::Now => TimeSet::Now,
-        TimeOrNow::SpecificTime(time) => TimeSet::At(time.into()),
-    }
-}
-
-fn handle_id(handle: FileHandle) -> HandleId {
-    HandleId(handle.0)
-}
 
 impl fuser::Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
@@ -235,7 +42,7 @@ impl fuser::Filesystem for Adapter {
         let answer =
             self.handle(request, Operation::Lookup, parent, |vfs, caller| vfs.lookup(caller, NodeId(parent.0), name));
         if answer.result.as_ref().is_err_and(|error| error.code() == libc::ENOENT) && !self.cache.negative.is_zero() {
-            return reply.entry(&self.cache.negative, &attributes(&super::NO_ENTRY), Generation(0));
+            return reply.entry(&self.cache.negative, &attributes(&NO_ENTRY), Generation(0));
         }
         self.reply_entry(&answer, reply);
     }
@@ -507,14 +314,14 @@ impl fuser::Filesystem for Adapter {
         let mut length = 0;
         let lifetime = entry_lifetime(&self.cache);
         let answer = self.handle(request, Operation::ReadDirPlus, node, |vfs, caller| {
-            super::list_plus(vfs, caller, NodeId(node.0), handle_id(handle), offset, |entry: &DirEntry<'_>, found| {
+            list_plus(vfs, caller, NodeId(node.0), handle_id(handle), offset, |entry: &DirEntry<'_>, found| {
                 length += DIRENTPLUS + entry.name.len();
                 if length > LONGEST_LISTING {
                     return ListFlow::Full;
                 }
                 let (lifetime, attr, generation) = match found {
                     Some(found) => (lifetime, attributes(&found.attr), Generation(found.generation)),
-                    None => (Duration::ZERO, attributes(&super::dot_attr(entry)), Generation(0)),
+                    None => (Duration::ZERO, attributes(&dot_attr(entry)), Generation(0)),
                 };
                 if reply.add(INodeNo(entry.node.0), entry.offset, entry.name, &lifetime, &attr, generation) {
                     ListFlow::Full
@@ -639,7 +446,7 @@ impl fuser::Filesystem for Adapter {
                 caller,
                 (NodeId(from.0), handle_id(from_handle), from_offset),
                 (NodeId(to.0), handle_id(to_handle), to_offset),
-                super::copy_length(length),
+                copy_length(length),
             )
         });
         match &answer.result {
@@ -715,34 +522,6 @@ impl fuser::Filesystem for Adapter {
         _flags: PollFlags,
         reply: ReplyPoll,
     ) {
-        reply.poll(PollEvents::from_bits_retain(super::ALWAYS_READY));
-    }
-}
-
-impl Adapter {
-    fn reply_xattr(
-        &self,
-        request: &Request,
-        operation: Operation,
-        node: INodeNo,
-        size: u32,
-        reply: ReplyXattr,
-        call: impl FnOnce(&dyn Vfs, &Caller, XattrSize<'_>) -> Result<usize>,
-    ) {
-        BUFFER.with_borrow_mut(|buffer| {
-            let size = size as usize;
-            if buffer.len() < size {
-                buffer.resize(size, 0);
-            }
-            let answer = self.handle(request, operation, node, |vfs, caller| {
-                let into = if size == 0 { XattrSize::Query } else { XattrSize::Into(&mut buffer[..size]) };
-                call(vfs, caller, into)
-            });
-            match answer.result {
-                Ok(length) if size == 0 => reply.size(length as u32),
-                Ok(length) => reply.data(&buffer[..length]),
-                Err(error) => reply.error(error),
-            }
-        });
+        reply.poll(PollEvents::from_bits_retain(ALWAYS_READY));
     }
 }
