@@ -16,7 +16,7 @@ use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Arc, Once, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
@@ -436,21 +436,23 @@ fn wake_signal() -> libc::c_int {
 
 extern "C" fn wake_handler(_signal: libc::c_int) {}
 
-/// Installs the handler that makes a blocking `read(2)` return EINTR.
+/// Installs the handler that makes a blocking `read(2)` return EINTR, and lets the signal through to this thread and those
+/// that it starts.
 fn install_wake_signal() -> Result<(), PortError> {
-    static ONCE: Once = Once::new();
-    let mut result = Ok(());
-    ONCE.call_once(|| {
-        // SAFETY: an all-zero sigaction is a valid value: no flags (so no SA_RESTART), an empty mask.
-        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-        action.sa_sigaction = wake_handler as *const () as usize;
-        // SAFETY: the handler is a function that does nothing, and so is async-signal-safe.
-        if unsafe { libc::sigaction(wake_signal(), &raw const action, std::ptr::null_mut()) } != 0 {
-            result =
-                Err(PortError::System { what: "installing the wake signal", source: std::io::Error::last_os_error() });
-        }
-    });
-    result
+    let check = |result: libc::c_int| match result {
+        0 => Ok(()),
+        _ => Err(PortError::System { what: "installing the wake signal", source: std::io::Error::last_os_error() }),
+    };
+    // SAFETY: an all-zero sigaction is a valid value: no flags (so no SA_RESTART), an empty mask.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = wake_handler as *const () as usize;
+    // SAFETY: the handler is a function that does nothing, and so is async-signal-safe.
+    check(unsafe { libc::sigaction(wake_signal(), &raw const action, std::ptr::null_mut()) })?;
+    let mut signals = action.sa_mask;
+    // SAFETY: the set is valid and ours, and the number is a signal's.
+    check(unsafe { libc::sigaddset(&raw mut signals, wake_signal()) })?;
+    // SAFETY: changes the mask of this thread only; the set is valid.
+    check(unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const signals, std::ptr::null_mut()) })
 }
 
 fn wake(thread: Pid) {
