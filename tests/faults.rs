@@ -189,6 +189,49 @@ fn a_late_answer_leaves_no_trace(
     });
 }
 
+/// A session that has ended still owes answers. What it does not give, the deadline does.
+#[rstest]
+#[case(Backend::Fuse2, Handlers::Inline)]
+#[case(Backend::Fuse3, Handlers::OnPool)]
+fn a_handler_that_hangs_in_a_session_that_ended(#[case] ending: Backend, #[case] handlers: Handlers) {
+    on_a_stage(ending, handlers, |stage| {
+        fs::write(stage.source_path("victim"), "content").unwrap();
+        let before = stage.counts();
+        stage.hang("read");
+        let path = stage.path("victim");
+        std::thread::scope(|threads| {
+            let stuck = threads.spawn(|| read_first_byte(&path));
+            wait_for("the handler to hang", SLACK, || (stage.hanging() == 1).then_some(()));
+            stage.hang("nothing");
+            let failed_over = stage.end_active();
+            assert_eq!((failed_over.to, failed_over.answered_for_hung), (ending.other(), 1));
+            let error = stuck.join().unwrap().expect_err("it was answered at the deadline");
+            assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
+        });
+        assert_eq!(read_first_byte(&path).unwrap(), b'c');
+        stage.switch(ending).expect("a fresh session");
+        stage.release();
+        wait_for("the handler to come back", SLACK, || (stage.hanging() == 0).then_some(()));
+        stage.forget_everything();
+        wait_for("nothing to remain", SLACK, || (stage.counts() == before).then_some(()));
+        stage.assert_all_answered();
+    });
+}
+
+/// Without its helper a session of fuse3 cannot start.
+#[test]
+fn a_switch_whose_target_cannot_start() {
+    on_a_stage(Backend::Fuse3, Handlers::Inline, |stage| {
+        fs::write(stage.source_path("file"), "content").unwrap();
+        stage.end_active();
+        stage.remove_helper();
+        let error = stage.switch(Backend::Fuse3).expect_err("there is no helper");
+        assert!(error.contains("fuse2 serves on") && error.contains("fusermount3"), "{error}");
+        assert_eq!(stage.active(), Backend::Fuse2);
+        assert_eq!(read_first_byte(&stage.path("file")).unwrap(), b'c');
+    });
+}
+
 #[rstest]
 fn a_session_that_ends_by_itself(#[values(Backend::Fuse2, Backend::Fuse3)] ending: Backend) {
     on_a_stage(ending, Handlers::Inline, |stage| {

@@ -24,7 +24,7 @@ use futures_util::{FutureExt, Stream, stream};
 use nix::fcntl::{Flock, FlockArg};
 use parking_lot::Mutex;
 
-use super::{Context, Listed, OPEN_FLAGS, Opened, OpenedDir, StartError, TakeBack, entry_lifetime, guarded};
+use super::{Context, Listed, OPEN_FLAGS, Opened, OpenedDir, StartError, TakeBack, entry_lifetime, forget, guarded};
 use crate::config::{Backend, Cache};
 use crate::connection::port::{NUDGE_NODE, OnEnd, PolledPort, Port};
 use crate::ledger::AnswerStatus;
@@ -67,7 +67,8 @@ pub(super) fn start(
                 .build();
             match runtime {
                 Ok(runtime) => {
-                    runtime.block_on(serve(adapter, runs, &ready));
+                    let _gone = runs.clone().tell_when_gone();
+                    runtime.block_on(serve(adapter, runs, &ready, limit));
                     // A handler on the pool that never comes back must not keep this thread.
                     runtime.shutdown_background();
                 }
@@ -86,7 +87,12 @@ pub(super) fn start(
 }
 
 /// Runs one session from its start to its end, on the runtime's thread.
-async fn serve(adapter: Adapter, port: Arc<PolledPort>, ready: &mpsc::Sender<std::result::Result<(), String>>) {
+async fn serve(
+    adapter: Adapter,
+    port: Arc<PolledPort>,
+    ready: &mpsc::Sender<std::result::Result<(), String>>,
+    limit: Duration,
+) {
     let handle = match open_session(adapter, &port).await {
         Ok(handle) => handle,
         Err(message) => return drop(ready.send(Err(message))),
@@ -99,7 +105,7 @@ async fn serve(adapter: Adapter, port: Arc<PolledPort>, ready: &mpsc::Sender<std
     });
     let introduced = tokio::task::spawn_blocking({
         let port = port.clone();
-        move || port.introduce(Duration::from_secs(5))
+        move || port.introduce(limit)
     });
     let mut session = std::pin::pin!(session);
     let introduced = tokio::select! {
@@ -437,13 +443,13 @@ impl Filesystem for Adapter {
         if node == NUDGE_NODE {
             self.port.nudged();
         } else {
-            self.vfs.forget(NodeId(node), count);
+            forget(&*self.vfs, NodeId(node), count);
         }
     }
 
     async fn batch_forget(&self, _request: Request, nodes: &[(u64, u64)]) {
         for (node, count) in nodes {
-            self.vfs.forget(NodeId(*node), *count);
+            forget(&*self.vfs, NodeId(*node), *count);
         }
     }
 

@@ -131,6 +131,14 @@ fn guarded<T>(call: impl FnOnce() -> Result<T>) -> (Result<T>, AnswerStatus) {
     }
 }
 
+/// FORGET has no answer, so that is all that a panic costs.
+fn forget(vfs: &dyn Vfs, node: NodeId, count: u64) {
+    let _ = guarded(|| {
+        vfs.forget(node, count);
+        Ok(())
+    });
+}
+
 /// An answer of which something would remain in the mount's state.
 trait TakeBack {
     /// Undoes what the answer would have handed out, because nobody will get it.

@@ -5,11 +5,11 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::config::Io;
 
+use super::wait_readable;
 use super::wire::{self, InHeader, InitIn, InitInExt, InitOut};
 
 /// Both crates decode the protocol up to 7.31 (Linux 5.4).
@@ -73,9 +73,7 @@ pub enum InitError {
 
 /// Reads the kernel's FUSE_INIT from a new connection and answers it. Waits at most `limit`.
 pub(super) fn negotiate(device: impl AsFd, io: &Io, limit: Duration) -> Result<Negotiated, InitError> {
-    let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
-    let mut ready = [PollFd::new(device.as_fd(), PollFlags::POLLIN)];
-    if poll(&mut ready, timeout).map_err(io::Error::from)? == 0 {
+    if !wait_readable(&device, limit)? {
         return Err(InitError::Silent(limit));
     }
     // FUSE_MIN_READ_BUFFER is 8 KiB; the kernel refuses a read into less than its largest request.

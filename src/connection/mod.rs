@@ -14,7 +14,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -23,7 +23,6 @@ use crate::config::{Backend, Mount};
 
 pub use init::{InitError, Negotiated, PROTOCOL_MINOR};
 pub use mount::{MountError, SUBTYPE, Unmounted};
-pub use wire::{RESENT, answer};
 
 /// The kernel sends FUSE_INIT with the mount itself, so it is there at once.
 const INIT_LIMIT: Duration = Duration::from_secs(10);
@@ -177,6 +176,20 @@ fn clone_of(first: &OwnedFd) -> io::Result<OwnedFd> {
     // SAFETY: both are open FUSE devices, and the kernel only reads the number behind the pointer.
     unsafe { ioctls::fuse_dev_ioc_clone(clone.as_raw_fd(), &raw mut source) }?;
     Ok(clone)
+}
+
+/// Waits until there is something to read. `false`: not within `limit`.
+fn wait_readable(fd: impl AsFd, limit: Duration) -> io::Result<bool> {
+    let end = Instant::now() + limit;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
 use nix::mount::{MntFlags, MsFlags, umount2};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
 use crate::config::{Backend, Helper, Mount};
@@ -22,6 +21,7 @@ use crate::config::{Backend, Helper, Mount};
 use super::helper::{self, Found, NotFound};
 use super::mountinfo::{self, Mounted};
 use super::port::seqpacket_pair;
+use super::wait_readable;
 
 /// The kernel's name of the file system is `fuse.` and this.
 pub const SUBTYPE: &str = "lighthouse-fs";
@@ -212,9 +212,7 @@ fn wait(child: &mut Child, limit: Duration) -> io::Result<bool> {
 
 /// `None`: the other side has closed without sending one.
 fn receive_descriptor(socket: &OwnedFd, limit: Duration) -> io::Result<Option<OwnedFd>> {
-    use std::os::fd::AsFd;
-    let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
-    if poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], timeout)? == 0 {
+    if !wait_readable(socket, limit)? {
         return Err(io::ErrorKind::TimedOut.into());
     }
     let mut byte = [0];

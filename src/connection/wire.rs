@@ -28,9 +28,6 @@ pub(super) const FUSE_HAS_RESEND: u32 = 1 << (39 - 32);
 /// `FUSE_NOTIFY_RESEND` of `enum fuse_notify_code` (Linux 6.9).
 pub(super) const FUSE_NOTIFY_RESEND: i32 = 7;
 
-/// Bit of `unique` that marks a request that was sent again (`FUSE_UNIQUE_RESEND`).
-pub const RESENT: u64 = 1 << 63;
-
 /// `struct fuse_in_header`.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -104,7 +101,7 @@ pub(super) struct ForgetIn {
 /// # Errors
 /// ENOENT when the kernel waits for this request no more (it was answered, or the program that asked was killed): by the
 /// protocol that is harmless.
-pub fn answer(device: impl AsFd, unique: u64, error: Option<Errno>, data: &[u8]) -> io::Result<()> {
+pub(super) fn answer(device: impl AsFd, unique: u64, error: Option<Errno>, data: &[u8]) -> io::Result<()> {
     let header = OutHeader {
         len: (size_of::<OutHeader>() + data.len()) as u32,
         error: error.map_or(0, |error| -error.raw()),
@@ -127,7 +124,7 @@ pub(super) fn answer_late(device: impl AsFd, unique: u64) -> bool {
     }
 }
 
-/// Tells the kernel to queue again everything that was read and not answered, with [`RESENT`] set in `unique`
+/// Tells the kernel to queue again everything that was read and not answered, with bit 63 set in `unique`
 /// (`FUSE_NOTIFY_RESEND`). It is for the whole connection: nobody may hold an unanswered request that it will answer.
 ///
 /// # Errors

@@ -1,7 +1,7 @@
 //! The order of a switch: who is attached and detached when, and what follows when somebody does not react.
 
 use crate::config::Deadlines;
-use crate::connection::port::{Drained, Order, Port, PortError};
+use crate::connection::port::{Drained, Order, Port, PortError, Unbegun};
 
 /// Attaches `new` and detaches `old`, in the order that `old` needs. What was answered by force, if `old` did not react.
 ///
@@ -25,7 +25,7 @@ pub(super) fn hand_over(old: &dyn Port, new: &dyn Port, deadlines: &Deadlines) -
         Ok(()) | Err(PortError::Ended(_)) => None,
         Err(error @ PortError::Silent { .. }) => {
             tracing::warn!(%error, "it is parked by force");
-            Some(old.force_detach())
+            Some(old.force_detach(Unbegun::SendAgain))
         }
         Err(error) => return Err(error),
     };
@@ -51,11 +51,14 @@ pub(super) fn drain(old: &dyn Port, new: &dyn Port, deadlines: &Deadlines) -> Dr
         return Drained::default();
     }
     // What it has read and not begun must be sent again, and while that happens nobody else may hold a request.
-    let held_back = new.detach(deadlines.switch).and_then(|()| new.drain(deadlines.drain));
-    if let Err(error) = held_back {
-        tracing::warn!(%error, "the new backend could not be held back");
-    }
-    let drained = old.force_detach();
+    let unbegun = match new.detach(deadlines.switch).and_then(|()| new.drain(deadlines.drain)) {
+        Ok(_) => Unbegun::SendAgain,
+        Err(error) => {
+            tracing::warn!(%error, "the new backend could not be held back");
+            Unbegun::Leave
+        }
+    };
+    let drained = old.force_detach(unbegun);
     if let Err(error) = new.attach() {
         tracing::error!(%error, "the new backend could not be attached again");
     }
@@ -121,7 +124,7 @@ mod tests {
         fn detach(&self, _: Duration) -> Result<(), PortError> {
             self.ask("detach", State::Draining)
         }
-        fn force_detach(&self) -> Drained {
+        fn force_detach(&self, _: Unbegun) -> Drained {
             self.asked.lock().push("force");
             *self.state.lock() = State::Hung;
             Drained { in_flight: 2, answered_for_hung: 2 }

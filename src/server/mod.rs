@@ -39,11 +39,12 @@ pub fn stop_limit(deadlines: &Deadlines) -> Duration {
     deadlines.unmount + UNMOUNT_MARGIN
 }
 
-/// How long a server may take to obey [`Switch`](Order::Switch): to prove that the old session of the target lives, to
-/// start a fresh one instead, to detach the other and let it drain, and the same once more if that has to be forced.
+/// How long a server may take to obey [`Switch`](Order::Switch): to find that the old session of the target is dead, to
+/// start a fresh one instead (in two steps), to detach the other and let it drain, and the same once more if that has to be
+/// forced. Seconds for answers that are being written at a deadline come on top.
 #[must_use]
 pub fn switch_limit(deadlines: &Deadlines) -> Duration {
-    deadlines.switch * 4 + deadlines.drain * 2
+    deadlines.switch * 5 + deadlines.drain * 2 + Duration::from_secs(3)
 }
 
 /// Serves one mount until the daemon says [`Stop`](Order::Stop), the daemon is gone, or somebody unmounts it. Returns the
@@ -241,7 +242,7 @@ impl Control {
             },
         };
         line.send(&report)?;
-        Ok(None)
+        Ok(self.served.nobody_serves().map(|why| End::NobodyServes(why.into())))
     }
 
     /// Ends the mount. A thread does it, because `umount2(2)` waits for dirty pages, and so for a backend.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::backend::{self, Context, StartError};
 use crate::config::{Backend, Deadlines, Mount};
-use crate::connection::port::{Leases, Port, PortError, State};
+use crate::connection::port::{Drained, Leases, Port, PortError, State};
 use crate::connection::{ConnectError, Connection, Unmounted};
 use crate::ledger::{Ledger, PortState};
 use crate::vfs::Vfs;
@@ -78,6 +78,7 @@ pub struct Served {
     active: Backend,
     next_session: u64,
     on_session_end: OnSessionEnd,
+    nobody_serves: Option<String>,
 }
 
 impl Served {
@@ -110,6 +111,7 @@ impl Served {
             active: first,
             next_session: 0,
             on_session_end,
+            nobody_serves: None,
         };
         served.serve_first(first).inspect_err(|_| {
             if let Err(error) = connection.unmount(Duration::ZERO) {
@@ -219,13 +221,36 @@ impl Served {
     fn keep_serving(&mut self, backend: Backend) {
         let is_attached =
             self.sessions[backend.index()].as_ref().is_some_and(|session| session.port.state() == State::Attached);
-        if !is_attached {
-            let fresh = self.living_session(backend).map_err(|error| error.to_string());
-            if let Err(error) = fresh.and_then(|fresh| fresh.attach().map_err(|error| error.to_string())) {
-                tracing::error!(%backend, error, "nobody serves: switch again");
-            }
+        if is_attached {
+            return;
+        }
+        if let Err(error) = self.attach_any([backend, backend.other()]) {
+            tracing::error!(error, "nobody serves");
+            self.nobody_serves = Some(error);
         }
         self.publish();
+    }
+
+    /// Attaches a living session of one of these backends, the first that comes up.
+    fn attach_any(&mut self, backends: [Backend; 2]) -> Result<Backend, String> {
+        let mut failures = Vec::new();
+        for backend in backends {
+            let session = self.living_session(backend).map_err(|error| error.to_string());
+            match session.and_then(|session| session.attach().map_err(|error| error.to_string())) {
+                Ok(()) => {
+                    self.active = backend;
+                    return Ok(backend);
+                }
+                Err(error) => failures.push(format!("{backend}: {error}")),
+            }
+        }
+        Err(failures.join("; "))
+    }
+
+    /// Why no backend could be attached any more, if so: then the mount must end.
+    #[must_use]
+    pub fn nobody_serves(&self) -> Option<&str> {
+        self.nobody_serves.as_deref()
     }
 
     /// A session has ended by itself.
@@ -243,34 +268,37 @@ impl Served {
             return Consequence::None;
         }
         let from = self.active;
+        let old = self.sessions[from.index()].as_ref().map(|session| session.port.clone());
         let began = Instant::now();
         self.recover_lost(from);
-        let mut failures = Vec::new();
-        for to in [from.other(), from] {
-            let attached = self
-                .living_session(to)
-                .map_err(|error| error.to_string())
-                .and_then(|new| new.attach().map_err(|error| error.to_string()));
-            match attached {
-                Ok(()) => {
-                    let pause_ms = milliseconds(began.elapsed());
-                    self.active = to;
-                    self.publish();
-                    return Consequence::FailedOver(Switched {
-                        from,
-                        to,
-                        reason: format!("the session of {from} has ended by itself"),
-                        pause_ms,
-                        total_ms: pause_ms,
-                        in_flight: 0,
-                        answered_for_hung: 0,
-                    });
-                }
-                Err(error) => failures.push(format!("{to}: {error}")),
+        let to = match self.attach_any([from.other(), from]) {
+            Ok(to) => to,
+            Err(error) => {
+                self.publish();
+                return Consequence::NobodyServes(error);
             }
-        }
+        };
+        let pause_ms = milliseconds(began.elapsed());
         self.publish();
-        Consequence::NobodyServes(failures.join("; "))
+        // What it still holds is answered, or gets EIO at the deadline, as after a switch. One that was replaced by a session
+        // of its own backend is retired by now, and takes no more orders.
+        let drained = match old.filter(|old| old.backend() != to).map(|old| old.drain(self.deadlines.drain)) {
+            Some(Ok(drained)) => drained,
+            Some(Err(error)) => {
+                tracing::warn!(%from, %error, "what the session that has ended still held is not known");
+                Drained::default()
+            }
+            None => Drained::default(),
+        };
+        Consequence::FailedOver(Switched {
+            from,
+            to,
+            reason: format!("the session of {from} has ended by itself"),
+            pause_ms,
+            total_ms: milliseconds(began.elapsed()),
+            in_flight: drained.in_flight,
+            answered_for_hung: drained.answered_for_hung,
+        })
     }
 
     /// A session that ended may have read a request and lost it. The kernel sends such requests again if asked; that is

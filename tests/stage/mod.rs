@@ -202,7 +202,7 @@ pub struct Stage {
     process: Child,
     pipes: Mutex<(ChildStdin, BufReader<ChildStdout>)>,
     sandbox: Sandbox,
-    _path: tempfile::TempDir,
+    path: tempfile::TempDir,
 }
 
 impl Stage {
@@ -215,19 +215,19 @@ impl Stage {
             "source": sandbox.source(), "mountpoint": sandbox.mountpoint(), "backend": backend,
             "on_pool": handlers == Handlers::OnPool,
         });
-        let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap_or_default());
         let mut process = sandbox
             .client(std::env::current_exe().expect("this test"))
             .args(["--exact", test, "--nocapture", "--test-threads=1"])
             .env(MARK, told.to_string())
-            .env("PATH", path)
+            // Nothing else: libfuse's own helper would mount.
+            .env("PATH", folder.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .expect("a stage");
         let input = process.stdin.take().expect("a pipe");
         let output = BufReader::new(process.stdout.take().expect("a pipe"));
-        let stage = Self { process, pipes: Mutex::new((input, output)), sandbox, _path: folder };
+        let stage = Self { process, pipes: Mutex::new((input, output)), sandbox, path: folder };
         assert_eq!(stage.answer(&mut stage.pipes.lock().1)["ready"], true);
         stage
     }
@@ -292,6 +292,11 @@ impl Stage {
     pub fn end_active(&self) -> Switched {
         let answer = self.order("end");
         serde_json::from_value(answer.clone()).unwrap_or_else(|_| panic!("no failover: {answer}"))
+    }
+
+    /// Takes away the helper by which a session of fuse3 starts.
+    pub fn remove_helper(&self) {
+        std::fs::remove_file(self.path.path().join("fusermount3")).expect("a link");
     }
 
     /// Makes the kernel forget what it knows of the mount's files.

@@ -14,7 +14,7 @@ use fuser::{
 use super::translate::{attributes, file_type, handle_id, time_set};
 use super::{Adapter, BUFFER, reply_empty};
 use crate::backend::{
-    ALWAYS_READY, NO_ENTRY, OPEN_FLAGS, Opened, OpenedDir, copy_length, dot_attr, entry_lifetime, list_plus,
+    ALWAYS_READY, NO_ENTRY, OPEN_FLAGS, Opened, OpenedDir, copy_length, dot_attr, entry_lifetime, forget, list_plus,
 };
 use crate::connection::port::{NUDGE_NODE, SMALL_REPLY};
 use crate::vfs::{DirEntry, Errno, ListFlow, NodeId, Operation, Result, SetAttr};
@@ -51,7 +51,7 @@ impl fuser::Filesystem for Adapter {
         if node.0 == NUDGE_NODE {
             self.port.nudged(count);
         } else {
-            self.vfs.forget(NodeId(node.0), count);
+            forget(&*self.vfs, NodeId(node.0), count);
         }
     }
 

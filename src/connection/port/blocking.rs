@@ -1,8 +1,9 @@
 //! The port of a session whose threads each block in `read(n)` and handle what they have read (crate fuser).
 //!
 //! * *Attach*: `n` := device, then a signal makes the threads leave `read(socket)`; the next read finds the device.
-//! * *Detach*: `n` := socket, then a signal makes them leave `read(device)`. The signal's handler does nothing and has no
-//!   SA_RESTART. One signal is enough: it comes after the `dup3(2)`, so a read that starts after it finds the socket.
+//! * *Detach*: `n` := socket, then a signal makes them leave `read(device)`. The signal's handler does nothing, and has
+//!   SA_RESTART: the read starts afresh, and looks its descriptor up again. One signal is enough: it comes after the
+//!   `dup3(2)`, so a read that starts after it finds the socket.
 //! * *Muster*: as many nudges as there are threads, each carrying the muster's number; whoever takes one waits until all
 //!   others were seen: at a nudge too, or holding a request. Since a thread can take only one, this proves that none is
 //!   still inside `read(device)`, and finds every request that is in hand, exactly. The first muster tells who the threads
@@ -23,7 +24,7 @@ use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 use rustix::thread::Pid;
 
 use super::super::{Connection, wire};
-use super::{Drained, Lease, OnEnd, Order, Plug, Port, PortError, State, Wires};
+use super::{Drained, Lease, OnEnd, Order, Plug, Port, PortError, State, Unbegun, Wires};
 use crate::config::Backend;
 use crate::ledger::{AnswerStatus, Ledger, Slot};
 use crate::vfs::{NodeId, Operation};
@@ -313,7 +314,8 @@ impl BlockingPort {
     }
 
     fn has_readers(&self) -> bool {
-        self.muster.lock().readers.iter().any(|reader| !reader.has_ended)
+        let is_free = |reader: &Reader| !reader.has_ended && !self.ledger.slot(reader.slot).is_abandoned();
+        self.muster.lock().readers.iter().any(is_free)
     }
 }
 
@@ -365,7 +367,7 @@ impl Port for BlockingPort {
         Ok(())
     }
 
-    fn force_detach(&self) -> Drained {
+    fn force_detach(&self, _unbegun: Unbegun) -> Drained {
         // Its detach never waits for the session, so there is nothing to force.
         if let Err(error) = self.detach(Duration::ZERO) {
             tracing::error!(%error, "fuse2 could not be detached");
@@ -392,6 +394,7 @@ impl Port for BlockingPort {
         let answered = abandoned.iter().filter(|(_, unique)| wire::answer_late(self.wires.device(), *unique)).count();
         self.ledger.add_answered_for_hung(Backend::Fuse2, answered as u64);
         let stuck = wait_for(answering, Instant::now() + LAST_ANSWER).len();
+        self.wires.wait_for_forwarder(LAST_ANSWER);
 
         let mut state = self.state.lock();
         if *state == State::Draining {
@@ -436,16 +439,19 @@ fn wake_signal() -> libc::c_int {
 
 extern "C" fn wake_handler(_signal: libc::c_int) {}
 
-/// Installs the handler that makes a blocking `read(2)` return EINTR, and lets the signal through to this thread and those
+/// Installs the handler that makes a blocking `read(2)` start afresh, and lets the signal through to this thread and those
 /// that it starts.
 fn install_wake_signal() -> Result<(), PortError> {
     let check = |result: libc::c_int| match result {
         0 => Ok(()),
         _ => Err(PortError::System { what: "installing the wake signal", source: std::io::Error::last_os_error() }),
     };
-    // SAFETY: an all-zero sigaction is a valid value: no flags (so no SA_RESTART), an empty mask.
+    // SAFETY: an all-zero sigaction is a valid value: no flags, an empty mask.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = wake_handler as *const () as usize;
+    // A restarted read(2) looks its descriptor up again, which is all that is wanted, and an answer that waits for room in
+    // the socket is not cut off.
+    action.sa_flags = libc::SA_RESTART;
     // SAFETY: the handler is a function that does nothing, and so is async-signal-safe.
     check(unsafe { libc::sigaction(wake_signal(), &raw const action, std::ptr::null_mut()) })?;
     let mut signals = action.sa_mask;

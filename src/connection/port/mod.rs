@@ -14,14 +14,16 @@ mod polled;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use parking_lot::{Condvar, Mutex};
 use zerocopy::IntoBytes;
 
 use super::wire;
-use super::{Connection, Negotiated};
+use super::{Connection, Negotiated, wait_readable};
 use crate::config::Backend;
 
 pub use blocking::{BlockingPort, InHandler, LargeReply, SMALL_REPLY};
@@ -30,6 +32,9 @@ pub use polled::{InTask, PolledPort, Refused};
 
 /// A node that no file system has: a FORGET of it is a nudge, which the adapter hands to its port.
 pub const NUDGE_NODE: u64 = u64::MAX - 16;
+
+/// The number of a request of ours, which the kernel never gives: an answer to it that is forwarded must meet nobody's.
+const NOBODYS: u64 = 1 << 62;
 
 /// Longest message that the forwarder must carry: SEQPACKET takes 212,960 bytes by default.
 const LONGEST_FORWARDED: usize = 256 << 10;
@@ -84,6 +89,15 @@ pub struct Drained {
     pub answered_for_hung: usize,
 }
 
+/// What becomes of requests that a session has read and not begun, when it is detached by force.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unbegun {
+    /// The kernel sends them again. Only while nobody else holds a request that it will answer.
+    SendAgain,
+    /// They wait until the session comes back, and get EIO.
+    Leave,
+}
+
 /// How a switch away from a port must be ordered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Order {
@@ -126,7 +140,7 @@ pub trait Port: Send + Sync {
 
     /// Stops reading requests against a session that does not react; answers EIO for what its handlers hold, and has the
     /// kernel send again what it has read and not begun. The port is hung afterwards.
-    fn force_detach(&self) -> Drained;
+    fn force_detach(&self, unbegun: Unbegun) -> Drained;
 
     /// Waits until what a draining port holds is answered, and parks it; at `limit` answers EIO for the rest, and the port
     /// is hung.
@@ -172,6 +186,8 @@ struct Wires {
 #[derive(Debug, Default)]
 struct Carried {
     mark: Mutex<u64>,
+    /// The number of the last mark that was sent.
+    sent: AtomicU64,
     moved: Condvar,
 }
 
@@ -202,7 +218,8 @@ impl Wires {
                     Ok(0) => return,
                     Ok(MARK) => carried.pass(&buffer[..MARK]),
                     Ok(length) => forward(connection.device(backend), &buffer[..length]),
-                    Err(nix::errno::Errno::EINTR) => {}
+                    // ECONNRESET: the session has gone and left messages unread. What it has sent still comes.
+                    Err(Errno::EINTR | Errno::ECONNRESET) => {}
                     Err(error) => {
                         tracing::error!(%backend, %error, "replies of the parked session can no longer be forwarded");
                         return;
@@ -218,7 +235,7 @@ impl Wires {
     fn wait_for_forwarder(&self, limit: Duration) -> bool {
         let end = Instant::now() + limit;
         let mut mark = self.carried.mark.lock();
-        let wanted = *mark + 1;
+        let wanted = self.carried.sent.fetch_add(1, Relaxed) + 1;
         if let Err(error) = send(self.socket.as_raw_fd(), &wanted.to_ne_bytes(), MsgFlags::MSG_DONTWAIT) {
             tracing::warn!(%error, "the forwarder cannot be asked how far it is");
             return false;
@@ -245,17 +262,14 @@ impl Wires {
 
     /// Sends FUSE_DESTROY, which ends one reader of the session.
     fn destroy(&self) -> io::Result<()> {
-        self.send(&wire::request(wire::FUSE_DESTROY, 4, 0, &[]))
+        self.send(&wire::request(wire::FUSE_DESTROY, NOBODYS, 0, &[]))
     }
 
     /// Sends the synthetic FUSE_INIT and waits for its answer, which nobody needs. Before the forwarder runs.
     fn introduce(&self, limit: Duration) -> Result<(), PortError> {
-        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
         let system = |source: io::Error| PortError::System { what: "FUSE_INIT to the session", source };
         self.send(&self.negotiated().synthetic_init()).map_err(system)?;
-        let mut ready = [PollFd::new(self.ours.as_fd(), PollFlags::POLLIN)];
-        let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
-        if poll(&mut ready, timeout).map_err(|error| system(error.into()))? == 0 {
+        if !wait_readable(&self.ours, limit).map_err(system)? {
             return Err(PortError::Silent { backend: self.backend, what: "answer FUSE_INIT", limit });
         }
         let mut answer = [0; 512];

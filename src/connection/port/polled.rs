@@ -21,7 +21,7 @@
 use std::any::Any;
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{
     AtomicBool, AtomicU8, AtomicU64, AtomicUsize,
     Ordering::{Relaxed, SeqCst},
@@ -37,7 +37,7 @@ use tokio::sync::{
 };
 
 use super::super::{Connection, wire};
-use super::{Drained, Lease, OnEnd, Order, Plug, Port, PortError, State, Wires};
+use super::{Drained, Lease, OnEnd, Order, Plug, Port, PortError, State, Unbegun, Wires};
 use crate::config::Backend;
 use crate::ledger::{AnswerStatus, Ledger};
 use crate::vfs::{NodeId, Operation};
@@ -217,7 +217,7 @@ impl PolledPort {
         Err(io::ErrorKind::NotFound.into())
     }
 
-    /// Told apart from other ports' sets by its own address in memory.
+    /// Told apart from other ports' sets by the number of its socket.
     fn mark(&self) -> u64 {
         1 << 60 | u64::from(self.wires.socket.as_raw_fd() as u32)
     }
@@ -281,6 +281,7 @@ impl PolledPort {
         let wanted = self.ledger.slot(task.slot).leave();
         self.free.lock().push(task.slot);
         self.slot_freed.notify_one();
+        let status = if wanted { status } else { AnswerStatus::BackendError };
         self.ledger.lane(Backend::Fuse3, 0).count(operation, status);
         if !wanted {
             self.ledger.add_taken_back(Backend::Fuse3);
@@ -332,6 +333,7 @@ impl PolledPort {
         loop {
             let freed = self.slot_freed.notified();
             if self.gate() == Gate::Stale {
+                self.wait_for_room().await;
                 return Err(Refused);
             }
             let free = self.free.lock().pop();
@@ -373,8 +375,22 @@ impl PolledPort {
         self.wires.start_forwarder().map_err(|source| PortError::System { what: "starting the forwarder", source })
     }
 
-    /// Called on the runtime's thread when the session's main task has ended, for whatever reason.
-    pub fn session_ended(&self) {
+    /// To be held by the runtime's thread: when that goes, whatever the reason, the session has ended.
+    #[must_use]
+    pub fn tell_when_gone(self: Arc<Self>) -> impl Drop {
+        struct Gone(Arc<PolledPort>);
+        impl Drop for Gone {
+            fn drop(&mut self) {
+                if !self.0.has_ended.load(SeqCst) {
+                    self.0.session_ended();
+                }
+            }
+        }
+        Gone(self)
+    }
+
+    /// The session's main task has ended, for whatever reason.
+    fn session_ended(&self) {
         self.has_ended.store(true, SeqCst);
         self.baseline.store(self.baseline.load(Relaxed).saturating_sub(1), Relaxed);
         self.nudged.notify_one();
@@ -409,8 +425,9 @@ impl PolledPort {
             let mut obey = std::pin::pin!(obey);
             let over = loop {
                 tokio::select! {
-                    over = &mut obey => break over,
+                    biased;
                     () = &mut session, if !self.has_ended.load(SeqCst) => self.session_ended(),
+                    over = &mut obey => break over,
                 }
             };
             if over {
@@ -460,7 +477,10 @@ impl PolledPort {
         // A session that has ended reads no more either; its tasks still answer.
         match silenced {
             Ok(()) | Err(PortError::Ended(_)) => Ok(self.requests_alive()),
-            Err(error) => Err(error),
+            Err(error) => {
+                self.join_set(self.wires.device())?;
+                Err(error)
+            }
         }
     }
 
@@ -497,7 +517,7 @@ impl PolledPort {
 
     async fn obey_retire(&self) -> bool {
         while self.requests_alive() > 0 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
         if !self.has_ended.load(SeqCst) {
             if let Err(error) = self.wires.destroy() {
@@ -542,12 +562,6 @@ impl PolledPort {
             Err(mpsc::RecvTimeoutError::Timeout) => Err(PortError::Silent { backend: Backend::Fuse3, what, limit }),
             Err(mpsc::RecvTimeoutError::Disconnected) => Err(PortError::Ended(Backend::Fuse3)),
         }
-    }
-
-    /// The device as the session's replies must reach it.
-    #[must_use]
-    pub fn device(&self) -> BorrowedFd<'_> {
-        self.wires.device()
     }
 }
 
@@ -610,7 +624,7 @@ impl Port for PolledPort {
     /// 5. the kernel queues the rest again: read by the loop, never begun, in no slot;
     /// 6. gate stale: when the thread is back, those tasks end with EIO without running, and the kernel ignores it. Not
     ///    before 5, or the EIO would be taken for the answer.
-    fn force_detach(&self) -> Drained {
+    fn force_detach(&self, unbegun: Unbegun) -> Drained {
         let mut is_given_up = self.is_given_up.lock();
         *is_given_up = true;
         self.gate.store(Gate::Closed as u8, SeqCst);
@@ -622,8 +636,19 @@ impl Port for PolledPort {
         }
         // Not to be sent again: what was answered and is on its way.
         self.wires.wait_for_forwarder(GRACE);
-        if let Err(error) = self.wires.connection.resend() {
-            tracing::warn!(%error, "requests that fuse3 has read and not begun wait until its thread comes back, and then get EIO");
+        let late = self.answer_for_all();
+        let (in_flight, answered_for_hung) = (in_flight + late.0, answered_for_hung + late.1);
+        match unbegun {
+            Unbegun::SendAgain => {
+                if let Err(error) = self.wires.connection.resend() {
+                    tracing::warn!(%error, "requests that fuse3 has read and not begun wait until its thread comes back, and then get EIO");
+                }
+            }
+            Unbegun::Leave => {
+                tracing::warn!(
+                    "requests that fuse3 has read and not begun wait until its thread comes back, and then get EIO"
+                );
+            }
         }
         self.set_gate(Gate::Stale);
         *self.state.lock() = State::Hung;
