@@ -8,21 +8,22 @@
 //! use std::sync::Arc;
 //!
 //! use lighthouse_fs::vfs::{Access, PassThrough};
-//! use lighthouse_fs::{backend, config::Mount, ledger::Ledger, server::Served};
+//! use lighthouse_fs::{backend, config::Mount, connection::Connection, ledger::Ledger, server::Served};
 //!
 //! fn main() -> Result<(), Box<dyn std::error::Error>> {
 //!     // First of all: crate fuse3 runs this very program as its mount helper.
 //!     backend::act_as_mount_helper();
-//!     // While there is one thread: PATH is changed for that.
-//!     let _prepared = backend::prepare()?;
-//!
 //!     // Or any other `Vfs`. What this one wants of the process, its documentation says.
 //!     let vfs = PassThrough::new("/srv/projects".as_ref(), Access::ReadWrite)?;
 //!     let mount = Mount::new("projects", "/srv/projects", "/mnt/projects");
+//!     let connection = Connection::establish(&mount, mount.backend.resolve(), None)?;
+//!     // While there is one thread: PATH is changed for that helper.
+//!     let _prepared = backend::prepare();
 //!     let (ledger, _descriptor) = Ledger::create()?;
 //!     // A real server hands what comes here to `Served::session_ended`, and so fails over.
 //!     let when_a_session_ends = Arc::new(|session| eprintln!("{session:?} has ended"));
-//!     let (mut served, _unavailable) = Served::start(&mount, Arc::new(vfs), ledger, None, when_a_session_ends)?;
+//!     let (mut served, _unavailable) =
+//!         Served::start(&mount, connection, Arc::new(vfs), ledger, when_a_session_ends)?;
 //!
 //!     // Programs in the mount do not notice.
 //!     let switched = served.switch(served.active().other(), "to show it")?;
@@ -49,6 +50,9 @@
 //! | [`ledger`] | the shared mapping: its layout and the rules of writing it |
 //! | [`config`] | plain data; every module may import it |
 //! | [`mod@bench`] | the load that demo and tests use |
+
+#[cfg(not(any(feature = "fuse2", feature = "fuse3")))]
+compile_error!("no backend: build with feature `fuse2`, `fuse3`, or both");
 
 pub mod api;
 pub mod backend;

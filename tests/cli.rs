@@ -138,6 +138,7 @@ fn serve_checks_before_it_does_anything(
 fn serve_leaves_the_socket_of_another_daemon_alone() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("src")).unwrap();
+    std::fs::create_dir(folder.path().join("mnt")).unwrap();
     let socket = folder.path().join("control.sock");
     let _other = UnixListener::bind(&socket).unwrap();
     let (code, _, errors) = serve(folder.path(), "src", "mnt");

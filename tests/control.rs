@@ -48,6 +48,7 @@ impl Fake {
     fn attach(&self, backend: Backend) {
         self.ledger.set_port_state(backend.other(), PortState::Parked);
         self.ledger.set_port_state(backend, PortState::Attached);
+        self.ledger.beat(lighthouse_fs::ledger::coarse_now());
     }
 
     /// Goes through the beginning of every server's life.

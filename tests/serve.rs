@@ -216,14 +216,61 @@ fn sigterm_unmounts_a_mount_that_is_in_use() {
     });
 }
 
+/// Ends the daemon of a mount that something was done to from outside; returns its exit code.
+fn code_after_sigterm(mount: &mut Mount) -> Option<i32> {
+    mount.terminate().code()
+}
+
+#[test]
+fn what_others_mount_on_top_stays() {
+    unless_skipped(require_root(), || {
+        let mut mount = Mount::builder(any_backend(), ROOT_DIRECT).limit(Duration::from_secs(90)).start();
+        let place = mount.sandbox.mountpoint();
+        nix::mount::mount(Some("theirs"), &place, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        fs::write(place.join("theirs"), "").unwrap();
+        assert_eq!(code_after_sigterm(&mut mount), Some(1), "ours is left behind, and that is a failure");
+        assert!(place.join("theirs").exists(), "somebody else's mount was unmounted");
+        nix::mount::umount(&place).unwrap();
+    });
+}
+
+#[test]
+fn a_mount_that_was_moved_is_found() {
+    unless_skipped(require_root(), || {
+        let mut mount = Mount::builder(any_backend(), ROOT_DIRECT).start();
+        let moved = mount.sandbox.path().join("moved");
+        fs::create_dir(&moved).unwrap();
+        let nothing = None::<&str>;
+        match nix::mount::mount(Some(&mount.sandbox.mountpoint()), &moved, nothing, MsFlags::MS_MOVE, nothing) {
+            // Where mounts are shared with other name spaces, they cannot be moved.
+            Err(nix::errno::Errno::EINVAL) => return support::skip("mounts cannot be moved here"),
+            moved => moved.unwrap(),
+        }
+        assert_eq!(code_after_sigterm(&mut mount), Some(0));
+        mount.sandbox.assert_nothing_left();
+    });
+}
+
+#[test]
+fn an_aborted_connection_is_a_failure_and_leaves_no_dead_mount() {
+    unless_skipped(require_root(), || {
+        let mut mount = Mount::builder(any_backend(), ROOT_DIRECT).start();
+        fs::write(format!("/sys/fs/fuse/connections/{}/abort", mount.connection_id()), "1").unwrap();
+        assert_eq!(mount.wait().code(), Some(1));
+        mount.sandbox.assert_nothing_left();
+    });
+}
+
 #[rstest]
 #[case::no_source("nowhere", "mountpoint", "nowhere")]
 #[case::a_file_as_source("file", "mountpoint", "file")]
 #[case::no_mount_point("source", "nowhere", "nowhere")]
 #[case::a_file_as_mount_point("source", "file", "file")]
+#[case::a_link_as_mount_point("source", "link", "link")]
 fn what_cannot_be_served(#[case] source: &str, #[case] mountpoint: &str, #[case] named: &str) {
     let sandbox = Sandbox::new(User::Ordinary, Duration::from_secs(30));
     fs::write(sandbox.path().join("file"), "").unwrap();
+    std::os::unix::fs::symlink("mountpoint", sandbox.path().join("link")).unwrap();
     let at = |name: &str| sandbox.path().join(name).into_os_string();
     let socket = sandbox.socket().into_os_string();
     let arguments = [

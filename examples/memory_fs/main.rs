@@ -15,6 +15,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use lighthouse_fs::backend;
 use lighthouse_fs::config::Mount;
+use lighthouse_fs::connection::Connection;
 use lighthouse_fs::ledger::Ledger;
 use lighthouse_fs::server::Served;
 use memory::Memory;
@@ -25,11 +26,12 @@ fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args_os().skip(1);
     let mountpoint = arguments.next().map(PathBuf::from).context("usage: memory_fs MOUNTPOINT")?;
 
-    let _prepared = backend::prepare()?;
-    let (ledger, _descriptor) = Ledger::create()?;
     let mount = Mount::new("memory", "memory", std::path::absolute(mountpoint)?);
+    let connection = Connection::establish(&mount, mount.backend.resolve(), None)?;
+    let _prepared = backend::prepare();
+    let (ledger, _descriptor) = Ledger::create()?;
     let on_session_end = Arc::new(|session| eprintln!("{session:?} has ended"));
-    let (mut served, unavailable) = Served::start(&mount, Arc::new(Memory::new()), ledger, None, on_session_end)?;
+    let (mut served, unavailable) = Served::start(&mount, connection, Arc::new(Memory::new()), ledger, on_session_end)?;
     for missing in unavailable {
         eprintln!("no {}: {}", missing.backend, missing.reason);
     }

@@ -59,7 +59,17 @@ pub struct Daemon {
     pub started: SystemTime,
 }
 
-/// One mount; also the answer to `GET /api/v1/mounts/{name}`.
+/// The answer to `GET /api/v1/mounts/{name}`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct MountAnswer {
+    /// Version of this JSON.
+    pub schema: u32,
+    /// The mount.
+    #[serde(flatten)]
+    pub mount: MountStatus,
+}
+
+/// One mount.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct MountStatus {
     /// Its name.

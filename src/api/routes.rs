@@ -14,7 +14,7 @@ use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use tokio::net::UnixListener;
 
-use super::model::{Health, HealthAnswer, MountStatus, Problem, SCHEMA, Status, SwitchAnswer, SwitchRequest};
+use super::model::{Health, HealthAnswer, MountAnswer, Problem, SCHEMA, Status, SwitchAnswer, SwitchRequest};
 use crate::config::Backend;
 
 /// Largest request body in bytes; the longest sensible one has some 20.
@@ -151,9 +151,9 @@ async fn status<C: Control>(State(control): State<C>) -> Json<Status> {
 async fn mount<C: Control>(
     State(control): State<C>,
     Path(name): Path<String>,
-) -> Result<Json<MountStatus>, ControlError> {
+) -> Result<Json<MountAnswer>, ControlError> {
     let found = control.status().mounts.into_iter().find(|mount| mount.name == name);
-    found.map(Json).ok_or(ControlError::UnknownMount(name))
+    found.map(|mount| Json(MountAnswer { schema: SCHEMA, mount })).ok_or(ControlError::UnknownMount(name))
 }
 
 async fn switch<C: Control>(

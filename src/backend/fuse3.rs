@@ -167,8 +167,8 @@ pub(super) fn act_as_mount_helper() {
     }
 }
 
-/// The link by which crate fuse3 finds our mount helper, once one is installed.
-static LINK: OnceLock<PathBuf> = OnceLock::new();
+/// The link by which crate fuse3 finds our mount helper, or why there is none, once a process was prepared.
+static LINK: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
 
 /// The folder that has our mount helper in it, first in PATH. Removed when dropped.
 #[derive(Debug)]
@@ -180,7 +180,23 @@ pub(super) struct HelperLink {
 
 impl HelperLink {
     /// Only while the process has one thread: PATH is changed.
-    pub(super) fn install() -> std::io::Result<Self> {
+    pub(super) fn install() -> Option<Self> {
+        let (link, installed) = match Self::make() {
+            Ok((link, installed)) => (Ok(link), Some(installed)),
+            Err(error) => (
+                Err(format!(
+                    "fuse3 needs a folder for its helper below {}: {error}; set TMPDIR to a folder that can be written",
+                    std::env::temp_dir().display()
+                )),
+                None,
+            ),
+        };
+        // One a process; a second one goes before the first in PATH, and both lead here.
+        LINK.get_or_init(|| link);
+        installed
+    }
+
+    fn make() -> std::io::Result<(PathBuf, Self)> {
         let folder = tempfile::Builder::new().prefix("lighthouse-fs-").suffix(".path").tempdir()?;
         let lock = Flock::lock(File::open(folder.path())?, FlockArg::LockSharedNonblock).map_err(|(_, error)| error)?;
         let link = folder.path().join(HELPER_NAME);
@@ -191,16 +207,15 @@ impl HelperLink {
             path.push(old);
         }
         set_path(&path);
-        // One a process; a second one goes before the first in PATH, and both lead here.
-        LINK.get_or_init(|| link);
-        Ok(Self { _lock: lock, _folder: folder })
+        Ok((link, Self { _lock: lock, _folder: folder }))
     }
 }
 
 /// Without the link, the crate would run libfuse's helper, which mounts.
 fn check_link() -> std::result::Result<(), String> {
     match LINK.get() {
-        Some(link) if link.symlink_metadata().is_err() => Err(format!(
+        Some(Err(why)) => Err(why.clone()),
+        Some(Ok(link)) if link.symlink_metadata().is_err() => Err(format!(
             "{} has been removed, without which fuse3 cannot start: restart the mount, and keep temporary folders that are in use",
             link.display()
         )),
@@ -265,7 +280,7 @@ impl Adapter {
         node: u64,
         call: impl FnOnce(&dyn Vfs, &Caller) -> Result<T>,
     ) -> fuse3::Result<T> {
-        let Ok(task) = self.port.enter(request.unique, operation, NodeId(node)).await else {
+        let Ok(task) = self.port.enter(request.unique, operation, node).await else {
             return Err(libc::EIO.into());
         };
         let caller = caller(&request);
@@ -284,7 +299,7 @@ impl Adapter {
         node: u64,
         call: impl FnOnce(&dyn Vfs, &Caller) -> Result<T> + Send + 'static,
     ) -> fuse3::Result<T> {
-        let Ok(task) = self.port.enter(request.unique, operation, NodeId(node)).await else {
+        let Ok(task) = self.port.enter(request.unique, operation, node).await else {
             return Err(libc::EIO.into());
         };
         let vfs = self.vfs.clone();

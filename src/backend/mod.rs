@@ -69,19 +69,17 @@ pub fn act_as_mount_helper() {
 #[derive(Debug)]
 pub struct Prepared {
     #[cfg(feature = "fuse3")]
-    _link: fuse3::HelperLink,
+    _link: Option<fuse3::HelperLink>,
 }
 
 /// Prepares the process for starting sessions. Only while it has one thread: PATH is changed, so that crate fuse3 finds
-/// our helper first.
-///
-/// # Errors
-/// When the helper's folder cannot be made in the temporary directory.
-pub fn prepare() -> std::io::Result<Prepared> {
-    Ok(Prepared {
+/// our helper first. If that cannot be done, sessions of fuse3 fail to start and say why.
+#[must_use]
+pub fn prepare() -> Prepared {
+    Prepared {
         #[cfg(feature = "fuse3")]
-        _link: fuse3::HelperLink::install()?,
-    })
+        _link: fuse3::HelperLink::install(),
+    }
 }
 
 /// Starts a session, parked. `on_end` is called when it ends by itself.

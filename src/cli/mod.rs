@@ -150,7 +150,12 @@ fn ask(question: impl Future<Output = ExitCode>) -> ExitCode {
 
 /// Makes a path absolute by its text alone: what it names may be a dead mount, and is not touched.
 fn absolute(path: &str) -> io::Result<PathBuf> {
-    std::path::absolute(path)
+    let path = std::path::absolute(path)?;
+    // Daemon, server and API speak of it in JSON.
+    match path.to_str() {
+        Some(_) => Ok(path),
+        None => Err(io::Error::other("the path is not UTF-8: name it, and start from a folder, whose name is")),
+    }
 }
 
 /// Text of another process without what a terminal would obey.

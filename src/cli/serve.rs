@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use rustix::process::Signal;
+
 use super::{Global, absolute, exit, fail};
 use crate::config::{BackendChoice, Helper, Mount};
 use crate::daemon::{self, Failure};
@@ -43,6 +45,9 @@ pub struct Args {
     /// Refuse writing
     #[arg(long)]
     read_only: bool,
+    /// Stop when the program that started this one ends, however it ends
+    #[arg(long, hide = true)]
+    with_parent: bool,
     /// Reader threads of backend fuse2
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     threads: Option<u8>,
@@ -50,11 +55,22 @@ pub struct Args {
 
 /// Serves until the end.
 pub fn run(args: Args, global: &Global) -> ExitCode {
+    if args.with_parent
+        && let Err(error) = rustix::process::set_parent_process_death_signal(Some(Signal::TERM))
+    {
+        return fail(exit::FAILED, format_args!("the end of the parent cannot be watched: {error}"));
+    }
     let backend = args.backend.resolve();
     if !backend.is_built_in() {
         let why =
             format_args!("this build has no {backend}: choose the other backend, or build with feature `{backend}`");
         return fail(exit::CONFIGURATION, why);
+    }
+    if args.mounted_at.is_some() && !args.mountpoint.starts_with("/dev/fd") {
+        return fail(
+            exit::USAGE,
+            "--mounted-at says where a descriptor is mounted: give --mountpoint /dev/fd/N with it",
+        );
     }
     let mut mount = Mount {
         mounted_at: args.mounted_at,

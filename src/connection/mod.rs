@@ -13,7 +13,7 @@ mod wire;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -38,7 +38,7 @@ pub struct Connection {
     clone: OwnedFd,
     negotiated: Negotiated,
     maker: mount::Maker,
-    mountpoint: PathBuf,
+    place: mount::Place,
 }
 
 /// Why a connection could not be made.
@@ -72,19 +72,20 @@ impl Connection {
             Some(first) => (first, mount::Maker::Others),
             None => mount::mount(config, starting)?,
         };
-        Self::open(first, maker.clone(), config).inspect_err(|_| {
-            if let Err(error) = mount::unmount(&maker, &config.mountpoint, Duration::ZERO) {
+        let place = mount::Place::of(config.place());
+        Self::open(first, maker.clone(), place.clone(), config).inspect_err(|_| {
+            if let Err(error) = mount::unmount(&maker, &place, Duration::ZERO) {
                 tracing::error!(mountpoint = %config.mountpoint.display(), %error, "the mount that failed is left behind: unmount it by hand");
             }
         })
     }
 
-    fn open(first: OwnedFd, maker: mount::Maker, config: &Mount) -> Result<Self, ConnectError> {
+    fn open(first: OwnedFd, maker: mount::Maker, place: mount::Place, config: &Mount) -> Result<Self, ConnectError> {
         let negotiated = init::negotiate(&first, &config.io, INIT_LIMIT)?;
         set_blocking(&first, Blocking::Yes).map_err(InitError::Device)?;
         let clone = clone_of(&first).map_err(ConnectError::Clone)?;
         set_blocking(&clone, Blocking::No).map_err(ConnectError::Clone)?;
-        let connection = Self { first, clone, negotiated, maker, mountpoint: config.place().to_owned() };
+        let connection = Self { first, clone, negotiated, maker, place };
         if let Err(error) = connection.set_read_ahead() {
             tracing::debug!(%error, "read-ahead stays at the kernel's default");
         }
@@ -99,7 +100,13 @@ impl Connection {
     pub fn between(fuse2: OwnedFd, fuse3: OwnedFd, negotiated: Negotiated) -> io::Result<Self> {
         set_blocking(&fuse2, Blocking::Yes)?;
         set_blocking(&fuse3, Blocking::No)?;
-        Ok(Self { first: fuse2, clone: fuse3, negotiated, maker: mount::Maker::Others, mountpoint: PathBuf::new() })
+        Ok(Self {
+            first: fuse2,
+            clone: fuse3,
+            negotiated,
+            maker: mount::Maker::Others,
+            place: mount::Place::of(Path::new("")),
+        })
     }
 
     /// The open file that a backend's port reads.
@@ -147,27 +154,21 @@ impl Connection {
     /// # Errors
     /// When even that fails; the mount is still there then, and still served while this process lives.
     pub fn unmount(&self, limit: Duration) -> io::Result<Unmounted> {
-        mount::unmount(&self.maker, &self.mountpoint, limit)
+        mount::unmount(&self.maker, &self.place, limit)
     }
 
-    /// The kernel's number of the connection (`/sys/fs/fuse/connections/N`), which is the minor number of its device, from
-    /// mountinfo. `None` when the mount is not in this namespace.
+    /// Whether the mount is still in the tree, which it is after the connection was aborted.
     #[must_use]
-    pub fn number(&self) -> Option<u32> {
-        device_numbers(&self.mountpoint).map(|(_, minor)| minor)
+    pub fn is_mounted(&self) -> bool {
+        self.place.is_mounted()
     }
 
     /// Linux caps read-ahead at 128 KiB for a new mount, whatever FUSE_INIT says, unless its `bdi` is told (needs root).
     fn set_read_ahead(&self) -> io::Result<()> {
-        let (major, minor) = device_numbers(&self.mountpoint).ok_or(io::ErrorKind::NotFound)?;
+        let (major, minor) = self.place.device().ok_or(io::ErrorKind::NotFound)?;
         let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
         fs::write(path, (self.negotiated.max_readahead / 1024).to_string())
     }
-}
-
-/// Major and minor number of what is mounted at `mountpoint`, from mountinfo alone.
-fn device_numbers(mountpoint: &Path) -> Option<(u32, u32)> {
-    mountinfo::at(&mountinfo::read().ok()?, mountpoint).map(|mounted| mounted.device)
 }
 
 fn clone_of(first: &OwnedFd) -> io::Result<OwnedFd> {

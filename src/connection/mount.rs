@@ -19,7 +19,7 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use crate::config::{Backend, Helper, Mount};
 
 use super::helper::{self, Found, NotFound};
-use super::mountinfo::{self, Mounted};
+use super::mountinfo;
 use super::port::seqpacket_pair;
 use super::wait_readable;
 
@@ -241,22 +241,75 @@ pub enum Unmounted {
     NotOurs,
 }
 
-/// Ends the mount: tries until `limit`, then detaches it lazily.
-pub(super) fn unmount(maker: &Maker, mountpoint: &Path, limit: Duration) -> io::Result<Unmounted> {
+/// Where a mount of ours is, if it still is: other programs may move it, or mount on top of it.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    mountpoint: PathBuf,
+    id: Option<u32>,
+}
+
+impl Place {
+    /// Of what was mounted at `mountpoint` just now.
+    pub(super) fn of(mountpoint: &Path) -> Self {
+        let mounts = mountinfo::read().unwrap_or_default();
+        Self { mountpoint: mountpoint.to_owned(), id: mountinfo::at(&mounts, mountpoint).map(|mounted| mounted.id) }
+    }
+
+    pub(super) fn device(&self) -> Option<(u32, u32)> {
+        mountinfo::by_id(&mountinfo::read().ok()?, self.id?).map(|mounted| mounted.device)
+    }
+
+    /// Whether the mount is in the tree. Without /proc nobody knows, and the answer is yes.
+    pub(super) fn is_mounted(&self) -> bool {
+        match (self.id, mountinfo::read()) {
+            (Some(id), Ok(mounts)) => mountinfo::by_id(&mounts, id).is_some(),
+            _ => true,
+        }
+    }
+
+    /// The path by which the mount, and no other, can be unmounted now; `None` when it is gone.
+    fn to_unmount(&self) -> io::Result<Option<PathBuf>> {
+        let Some(id) = self.id else { return Ok(Some(self.mountpoint.clone())) };
+        let mounts = mountinfo::read()?;
+        let Some(ours) = mountinfo::by_id(&mounts, id) else { return Ok(None) };
+        match mountinfo::at(&mounts, &ours.place) {
+            Some(upper) if upper.id != id => Err(io::Error::other(format!(
+                "something else is mounted on top of it at {}: unmount that first",
+                ours.place.display()
+            ))),
+            _ => Ok(Some(ours.place.clone())),
+        }
+    }
+}
+
+/// Ends the mount: tries until `limit`, then detaches it lazily. Never touches another one.
+pub(super) fn unmount(maker: &Maker, place: &Place, limit: Duration) -> io::Result<Unmounted> {
     if matches!(maker, Maker::Others) {
         return Ok(Unmounted::NotOurs);
     }
     let end = Instant::now() + limit;
+    let mut manner = Manner::IfIdle;
     loop {
-        match unmount_once(maker, mountpoint, Manner::IfIdle) {
-            Ok(()) => return Ok(Unmounted::Cleanly),
-            // Somebody else was faster.
-            Err(_) if !is_mounted(mountpoint) => return Ok(Unmounted::Cleanly),
-            Err(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(50)),
-            Err(error) => {
-                tracing::warn!(mountpoint = %mountpoint.display(), %error, "still in use: unmounting lazily");
-                return unmount_once(maker, mountpoint, Manner::Lazily).map(|()| Unmounted::Lazily);
+        let failed = match place.to_unmount()? {
+            None if manner == Manner::Lazily => return Ok(Unmounted::Lazily),
+            None => return Ok(Unmounted::Cleanly),
+            Some(path) => unmount_once(maker, &path, manner).err(),
+        };
+        match failed {
+            // Without /proc there is nothing to look at once more.
+            None if place.id.is_none() => {
+                return Ok(if manner == Manner::Lazily { Unmounted::Lazily } else { Unmounted::Cleanly });
             }
+            // Looks whether it is gone.
+            None => {}
+            // Somebody else may have been faster.
+            Some(_) if !place.is_mounted() => {}
+            Some(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(50)),
+            Some(error) if manner == Manner::IfIdle => {
+                tracing::warn!(mountpoint = %place.mountpoint.display(), %error, "still in use: unmounting lazily");
+                manner = Manner::Lazily;
+            }
+            Some(error) => return Err(error),
         }
     }
 }
@@ -265,11 +318,6 @@ pub(super) fn unmount(maker: &Maker, mountpoint: &Path, limit: Duration) -> io::
 enum Manner {
     IfIdle,
     Lazily,
-}
-
-/// From mountinfo. Without /proc the answer is yes: then the unmount's own error counts.
-fn is_mounted(mountpoint: &Path) -> bool {
-    mountinfo::read().map_or(true, |mounts| mountinfo::at(&mounts, mountpoint).is_some_and(Mounted::is_ours))
 }
 
 fn unmount_once(maker: &Maker, mountpoint: &Path, manner: Manner) -> io::Result<()> {

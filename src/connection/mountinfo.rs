@@ -57,6 +57,12 @@ pub fn holding<'a>(mounts: &'a [Mounted], path: &Path) -> Option<&'a Mounted> {
     mounts.iter().filter(|mounted| path.starts_with(&mounted.place)).max_by_key(depth)
 }
 
+/// The mount of this number, wherever it is by now.
+#[must_use]
+pub fn by_id(mounts: &[Mounted], id: u32) -> Option<&Mounted> {
+    mounts.iter().find(|mounted| mounted.id == id)
+}
+
 /// The uppermost mount at exactly `path`.
 #[must_use]
 pub fn at<'a>(mounts: &'a [Mounted], path: &Path) -> Option<&'a Mounted> {

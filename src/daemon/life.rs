@@ -62,13 +62,17 @@ fn other(error: impl Into<Box<dyn Error + Send + Sync>>) -> Failure {
 ///
 /// # Errors
 /// When it cannot begin, or its server dies.
-pub fn run(options: Options) -> Result<(), Failure> {
+pub fn run(mut options: Options) -> Result<(), Failure> {
     let device = process::device(&options.mount.mountpoint).map_err(other)?;
     // A descriptor's mount is somebody else's: where it is, and what becomes of it, is theirs to say.
     let place = match device {
         Some(_) => preflight::check_source(&options.mount.source).map(|()| None)?,
         None => Some(preflight::check(&options.mount, &options.socket)?),
     };
+    // As mountinfo will show it, so that every process speaks of the same place.
+    if let Some(place) = &place {
+        options.mount.mountpoint.clone_from(place);
+    }
     let mut listening = socket::listen(&options.socket).map_err(other)?;
     let server = process::start(device, &options.server_arguments).map_err(other)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(other)?;
@@ -115,10 +119,7 @@ async fn live(
 /// A mount that had to be taken away by force has stopped all the same, as it was told to.
 fn told_to_stop(mount: &Mount, end: End) -> End {
     match end {
-        End::Died(why) => {
-            tracing::error!(mount = mount.name, "not unmounted in order: {why}");
-            End::Stopped
-        }
+        End::Died(why) => End::Failed(format!("mount {:?}: not unmounted in order: {why}", mount.name)),
         other => other,
     }
 }

@@ -41,6 +41,8 @@ fn mounts() -> Result<Vec<Mounted>, Refusal> {
 
 fn check_against(mount: &Mount, socket: &Path, mounts: &[Mounted]) -> Result<PathBuf, Refusal> {
     let [source, place, socket] = [&mount.source, &mount.mountpoint, socket].map(|path| settled(path, mounts));
+    // The source may be a link as a whole; what it leads to is served.
+    let source = if on_fuse(&source, mounts) { source } else { fs::canonicalize(&source).unwrap_or(source) };
     if source.starts_with(&place) || place.starts_with(&source) {
         return Err(Refusal::Configuration(format!(
             "source {} and mount point {} lie in each other: every look into one would ask the other; choose a mount point elsewhere",
@@ -62,7 +64,25 @@ fn check_against(mount: &Mount, socket: &Path, mounts: &[Mounted]) -> Result<Pat
         )));
     }
     check_source_against(&mount.source, mounts)?;
+    check_place(&place, mounts)?;
     Ok(place)
+}
+
+/// The mount point itself is looked at only where no FUSE mount can be in the way.
+fn check_place(place: &Path, mounts: &[Mounted]) -> Result<(), Refusal> {
+    if on_fuse(place, mounts) {
+        return Ok(());
+    }
+    let refusal = |why: &str| Err(Refusal::World(format!("the mount point {} {why}", place.display())));
+    match fs::symlink_metadata(place) {
+        Ok(metadata) if metadata.is_dir() => Ok(()),
+        Ok(metadata) if metadata.is_symlink() => refusal("is a symbolic link: name the directory that it leads to"),
+        Ok(_) => refusal("is not a directory: name a directory with --mountpoint"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            refusal("does not exist: make it, or name another with --mountpoint")
+        }
+        Err(error) => refusal(&format!("cannot be used: {error}; see the owner and mode of its parents")),
+    }
 }
 
 fn check_source_against(source: &Path, mounts: &[Mounted]) -> Result<(), Refusal> {
@@ -134,8 +154,11 @@ mod tests {
     #[test]
     fn a_name_that_only_begins_alike_is_not_nested() {
         let folder = tempfile::tempdir().unwrap();
-        let mountpoint = folder.path().with_extension("mnt");
-        let mount = Mount::new("default", folder.path(), &mountpoint);
+        let (source, mountpoint) = (folder.path().join("a"), folder.path().join("a.mnt"));
+        for folder in [&source, &mountpoint] {
+            std::fs::create_dir(folder).unwrap();
+        }
+        let mount = Mount::new("default", &source, &mountpoint);
         assert_eq!(check_against(&mount, Path::new("/s"), &[]), Ok(mountpoint));
     }
 

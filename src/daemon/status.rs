@@ -2,7 +2,7 @@
 
 use std::process;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -10,7 +10,7 @@ use super::mount::{End, Facts, Phase, Request};
 use crate::api::model::{BackendStatus, Daemon, Health, MountStatus, SCHEMA, Status, SwitchAnswer};
 use crate::api::{Control, ControlError};
 use crate::config::{Backend, Mount};
-use crate::ledger::{AnswerStatus, Ledger, PortState};
+use crate::ledger::{AnswerStatus, Ledger, PortState, coarse_now};
 
 /// All mounts of a daemon, as the API sees them.
 #[derive(Clone)]
@@ -83,7 +83,8 @@ impl Handle {
         let oldest = in_flight.iter().map(crate::ledger::InFlight::age).max().unwrap_or_default();
         let stable = self.mount.backend.resolve();
         let backends: Vec<_> = Backend::ALL.into_iter().map(|backend| self.backend(backend, &facts)).collect();
-        let (health, reasons) = judge(&facts, stable, active, &backends);
+        let silence = Duration::from_nanos(coarse_now().saturating_sub(self.ledger.heartbeat()));
+        let (health, reasons) = judge(&facts, silence, stable, active, &backends);
         MountStatus {
             name: self.mount.name.clone(),
             source: self.mount.source.clone(),
@@ -126,11 +127,20 @@ impl Handle {
     }
 }
 
+/// A server's control loop shows twice a second that it lives.
+const LONGEST_SILENCE: Duration = Duration::from_secs(5);
+
 /// Why a switch was made, where a person has asked for it.
 const OPERATOR: &str = "operator";
 
 /// The one place that decides how a mount is doing.
-fn judge(facts: &Facts, stable: Backend, active: Option<Backend>, backends: &[BackendStatus]) -> (Health, Vec<String>) {
+fn judge(
+    facts: &Facts,
+    silence: Duration,
+    stable: Backend,
+    active: Option<Backend>,
+    backends: &[BackendStatus],
+) -> (Health, Vec<String>) {
     let unhealthy = |why: String| (Health::Unhealthy, vec![why]);
     match (&facts.phase, active) {
         (Phase::Starting, _) => return unhealthy("it is starting".into()),
@@ -138,6 +148,10 @@ fn judge(facts: &Facts, stable: Backend, active: Option<Backend>, backends: &[Ba
         (Phase::Ended(End::Stopped), _) => return unhealthy("it was stopped".into()),
         (Phase::Ended(End::Unmounted), _) => return unhealthy("somebody else has unmounted it".into()),
         (Phase::Ended(End::Failed(why) | End::Died(why)), _) => return unhealthy(why.clone()),
+        // During a switch its control loop is busy; the switch has a deadline of its own.
+        (Phase::Serving, _) if silence > LONGEST_SILENCE => {
+            return unhealthy(format!("its server has shown no sign of life for {} s", silence.as_secs()));
+        }
         (Phase::Serving, None) => return unhealthy("no backend is attached".into()),
         (Phase::Serving | Phase::Switching, _) => {}
     }

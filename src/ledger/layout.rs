@@ -3,8 +3,8 @@ use std::sync::atomic::{
     Ordering::{Acquire, Relaxed, Release},
 };
 
+use super::operation::Operation;
 use crate::config::Backend;
-use crate::vfs::Operation;
 
 use super::slot::{InFlight, Slot};
 
@@ -118,7 +118,7 @@ struct PerBackend {
 pub struct Layout {
     version: AtomicU32,
     server_pid: AtomicU32,
-    /// Monotonic milliseconds of the server's last sign of life.
+    /// The server's last sign of life, in nanoseconds of `CLOCK_MONOTONIC_COARSE`.
     heartbeat: AtomicU64,
     backends: [PerBackend; 2],
     slots: [Slot; SLOTS],

@@ -8,6 +8,7 @@
 //! that the deadline sets by compare-and-swap; a [`Lane`] of counters has one writer for ever.
 
 mod layout;
+mod operation;
 mod slot;
 
 use std::io;
@@ -16,6 +17,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 pub use layout::{AnswerStatus, LANES, Lane, Layout, PortState, SLOTS, TASK_SLOTS, THREAD_SLOTS, Totals, VERSION};
+pub use operation::Operation;
 pub use slot::{InFlight, Slot, coarse_now};
 
 /// A mapped ledger. Cheap to clone; unmapped with the last clone.
@@ -127,7 +129,6 @@ impl Drop for Mapping {
 mod tests {
     use super::*;
     use crate::config::Backend;
-    use crate::vfs::Operation;
 
     #[test]
     fn what_one_side_writes_the_other_reads() {

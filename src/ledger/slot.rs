@@ -4,8 +4,8 @@ use std::sync::atomic::{
 };
 use std::time::Duration;
 
+use super::operation::Operation;
 use crate::config::Backend;
-use crate::vfs::{NodeId, Operation};
 
 /// The deadline has answered this request: its handler's own answer is to be taken back.
 const ABANDONED: u64 = 1 << 62;
@@ -45,7 +45,7 @@ pub struct InFlight {
     /// Kind of the request.
     pub operation: Operation,
     /// Node it is about.
-    pub node: NodeId,
+    pub node: u64,
     /// When its handler began, on the clock of [`coarse_now`].
     pub started: u64,
     /// Whether the deadline has answered it already.
@@ -63,8 +63,8 @@ impl InFlight {
 impl Slot {
     /// Enters a request. Only the slot's holder calls this, and only while the slot is free.
     #[inline]
-    pub fn enter(&self, unique: u64, operation: Operation, node: NodeId) {
-        self.node.store(node.0, Relaxed);
+    pub fn enter(&self, unique: u64, operation: Operation, node: u64) {
+        self.node.store(node, Relaxed);
         self.operation.store(operation as u32, Relaxed);
         self.started.store(coarse_now(), Relaxed);
         self.unique.store(unique & !MARKS, Release);
@@ -121,7 +121,7 @@ impl Slot {
             backend,
             unique: unique & !MARKS,
             operation: Operation::from_number(self.operation.load(Relaxed) as u8),
-            node: NodeId(self.node.load(Relaxed)),
+            node: self.node.load(Relaxed),
             started: self.started.load(Relaxed),
             abandoned: unique & ABANDONED != 0,
         })
@@ -137,14 +137,14 @@ mod tests {
     fn an_answer_belongs_to_the_handler_or_to_the_deadline() {
         let (ledger, _fd) = Ledger::create().unwrap();
         let slot = ledger.slot(0);
-        slot.enter(8, Operation::Open, NodeId(5));
+        slot.enter(8, Operation::Open, 5);
         assert_eq!(slot.current(), Some(8));
         assert!(slot.claim());
         assert!(!slot.abandon(8), "the handler was first");
         assert!(slot.claim(), "claiming again is harmless");
         assert!(slot.leave());
 
-        slot.enter(10, Operation::Open, NodeId(5));
+        slot.enter(10, Operation::Open, 5);
         assert!(!slot.abandon(8), "another request");
         assert!(slot.abandon(10));
         assert!(!slot.claim(), "the deadline was first");
@@ -158,7 +158,7 @@ mod tests {
         let (ledger, _fd) = Ledger::create().unwrap();
         let slot = ledger.slot(3);
         let resent = 1 << 63 | 42;
-        slot.enter(resent, Operation::MkDir, NodeId(1));
+        slot.enter(resent, Operation::MkDir, 1);
         assert_eq!(ledger.in_flight()[0].unique, resent);
         assert_eq!(ledger.in_flight()[0].operation, Operation::MkDir);
     }

@@ -21,7 +21,8 @@ pub(super) fn hand_over(old: &dyn Port, new: &dyn Port, deadlines: &Deadlines) -
             }
         };
     }
-    let forced = match old.detach(deadlines.switch) {
+    // A runtime that does not react holds everyone up, so it has no longer than the requests that it holds.
+    let forced = match old.detach(deadlines.drain.min(deadlines.switch)) {
         Ok(()) | Err(PortError::Ended(_)) => None,
         Err(error @ PortError::Silent { .. }) => {
             tracing::warn!(%error, "it is parked by force");

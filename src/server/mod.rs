@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
-use anyhow::Context as _;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -17,9 +16,9 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
 
-use crate::backend;
+use crate::backend::{self, Prepared};
 use crate::config::{Deadlines, Mount};
-use crate::connection::Unmounted;
+use crate::connection::{Connection, Unmounted};
 use crate::ledger::{Ledger, coarse_now};
 use crate::vfs::passthrough::{Access, PassThrough, strip_set_id_on_write};
 use orders::{Line, LineError, Order, Report};
@@ -57,7 +56,7 @@ pub fn run(line: &Line, ledger: Ledger, device: Option<OwnedFd>) -> u8 {
     match serve(line, ledger, device) {
         Ok(()) => 0,
         Err(error) => {
-            let message = format!("{error:#}");
+            let message = error.to_string();
             tracing::error!("{message}");
             if let Err(error) = line.send(&Report::Failed { message }) {
                 tracing::debug!(%error, "the daemon does not hear it");
@@ -71,9 +70,8 @@ fn serve(line: &Line, ledger: Ledger, device: Option<OwnedFd>) -> anyhow::Result
     // The caller's umask comes with each request; ours must not be applied on top of it.
     umask(Mode::empty());
     raise_descriptor_limit();
-    strip_set_id_on_write().context("CAP_FSETID cannot be given up")?;
+    strip_set_id_on_write().map_err(|error| anyhow::anyhow!("CAP_FSETID cannot be given up: {error}"))?;
     let signals = wait_for_signals()?;
-    let _prepared = backend::prepare()?;
     ledger.set_server_pid(std::process::id());
     let mount = match line.receive(FIRST_ORDER)? {
         Order::Serve { version: orders::VERSION, mount } => *mount,
@@ -84,7 +82,7 @@ fn serve(line: &Line, ledger: Ledger, device: Option<OwnedFd>) -> anyhow::Result
         Order::Stop => return Ok(()),
         other @ Order::Switch { .. } => anyhow::bail!("{other:?} before the order to serve"),
     };
-    let mut control = Control::start(&mount, ledger, device)?;
+    let (mut control, _prepared) = Control::start(&mount, ledger, device)?;
     control.report_hello(line)?;
     let end = control.obey(line, &signals)?;
     control.finish(line, end)
@@ -132,7 +130,7 @@ struct Control {
 }
 
 impl Control {
-    fn start(mount: &Mount, ledger: Ledger, device: Option<OwnedFd>) -> anyhow::Result<Self> {
+    fn start(mount: &Mount, ledger: Ledger, device: Option<OwnedFd>) -> anyhow::Result<(Self, Prepared)> {
         let access = if mount.read_only { Access::ReadOnly } else { Access::ReadWrite };
         let vfs = PassThrough::new(&mount.source, access)
             .map_err(|error| anyhow::anyhow!("the source {} cannot be opened: {error}", mount.source.display()))?;
@@ -146,9 +144,12 @@ impl Control {
                 let _ = wake.write(1);
             }
         });
-        let (served, unavailable) = Served::start(mount, Arc::new(vfs), ledger.clone(), device, on_session_end)?;
+        let connection = Connection::establish(mount, mount.backend.resolve(), device)?;
+        // After the mount, whose helper is looked up in PATH; before the first thread.
+        let prepared = backend::prepare();
+        let (served, unavailable) = Served::start(mount, connection, Arc::new(vfs), ledger.clone(), on_session_end)?;
         let stop_limit = stop_limit(&mount.deadlines);
-        Ok(Self { served, unavailable, ledger, wake, ended, stop_limit })
+        Ok((Self { served, unavailable, ledger, wake, ended, stop_limit }, prepared))
     }
 
     fn report_hello(&self, line: &Line) -> anyhow::Result<()> {
@@ -247,8 +248,9 @@ impl Control {
 
     /// Ends the mount. A thread does it, because `umount2(2)` waits for dirty pages, and so for a backend.
     fn finish(self, line: &Line, end: End) -> anyhow::Result<()> {
-        let by_others = matches!(end, End::ConnectionGone);
-        let unmounted = if by_others {
+        let is_gone = matches!(end, End::ConnectionGone);
+        let is_aborted = is_gone && self.served.connection().is_mounted();
+        let unmounted = if is_gone && !is_aborted {
             Unmounted::Cleanly
         } else {
             let (done, is_done) = mpsc::channel();
@@ -258,13 +260,17 @@ impl Control {
                 anyhow::anyhow!("the unmount hangs; the process ends, and the kernel aborts the connection")
             })??
         };
-        let lazily = unmounted == Unmounted::Lazily;
-        if let Err(error) = line.send(&Report::Stopped { lazily, by_others }) {
-            tracing::debug!(%error, "the daemon does not hear of the end");
-        }
         match end {
             End::NobodyServes(why) => anyhow::bail!("no backend can serve: {why}"),
-            _ => Ok(()),
+            End::ConnectionGone if is_aborted => anyhow::bail!(
+                "somebody has aborted the connection (/sys/fs/fuse/connections); the mount is taken away: serve it again"
+            ),
+            End::ConnectionGone | End::Told => {}
         }
+        let stopped = Report::Stopped { lazily: unmounted == Unmounted::Lazily, by_others: is_gone };
+        if let Err(error) = line.send(&stopped) {
+            tracing::debug!(%error, "the daemon does not hear of the end");
+        }
+        Ok(())
     }
 }

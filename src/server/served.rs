@@ -1,14 +1,13 @@
 //! One served mount: a connection, a session of each backend, and who of them reads requests. All changes of that are
 //! made here, one at a time: a switch, a failover, the end.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::backend::{self, Context, StartError};
 use crate::config::{Backend, Deadlines, Mount};
 use crate::connection::port::{Drained, Leases, Port, PortError, State};
-use crate::connection::{ConnectError, Connection, Unmounted};
+use crate::connection::{Connection, Unmounted};
 use crate::ledger::{Ledger, PortState};
 use crate::vfs::Vfs;
 
@@ -32,9 +31,6 @@ pub type OnSessionEnd = Arc<dyn Fn(SessionEnded) + Send + Sync>;
 /// Why a mount is not served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// No connection.
-    #[error(transparent)]
-    Connect(#[from] ConnectError),
     /// The backend that was asked for does not come up.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -82,20 +78,19 @@ pub struct Served {
 }
 
 impl Served {
-    /// Mounts, starts both sessions, and attaches the one that `mount` names. `given` is a descriptor that somebody else
-    /// has mounted. The process must be [prepared](backend::prepare).
+    /// Starts both sessions, and attaches the one that `mount` names. The process must be [prepared](backend::prepare).
     ///
     /// # Errors
-    /// When the mount or the named backend does not come up; then nothing is mounted that was not before.
+    /// When the named backend does not come up; then the connection is unmounted.
     pub fn start(
         mount: &Mount,
+        connection: Connection,
         vfs: Arc<dyn Vfs>,
         ledger: Ledger,
-        given: Option<OwnedFd>,
         on_session_end: OnSessionEnd,
     ) -> Result<(Self, Vec<Unavailable>), ServeError> {
         let first = mount.backend.resolve();
-        let connection = Arc::new(Connection::establish(mount, first, given)?);
+        let connection = Arc::new(connection);
         let context = Context {
             vfs,
             connection: connection.clone(),

@@ -14,11 +14,12 @@ mod table;
 
 use std::ffi::OsStr;
 
+pub use crate::ledger::Operation;
 pub use errno::{Errno, Result};
 pub use passthrough::{Access, Counts, PassThrough};
 pub use types::{
-    Attr, Caller, Created, DirEntry, Entry, FileKind, HandleId, ListFlow, NodeId, Operation, ROOT, SetAttr, StatFs,
-    TimeSet, Timestamp, XattrSize,
+    Attr, Caller, Created, DirEntry, Entry, FileKind, HandleId, ListFlow, NodeId, ROOT, SetAttr, StatFs, TimeSet,
+    Timestamp, XattrSize,
 };
 
 /// A file system, as FUSE sees it (`struct fuse_lowlevel_ops` of libfuse, `include/uapi/linux/fuse.h` of the kernel).
@@ -28,7 +29,7 @@ pub use types::{
 ///
 /// Attribute and entry lifetimes are not decided here: they belong to the mount, so that both backends give the same.
 ///
-/// The provided methods answer `EOPNOTSUPP` or `EACCES`-free defaults, never `ENOSYS`: the kernel remembers one ENOSYS
+/// The provided methods succeed or answer `EOPNOTSUPP`, never `ENOSYS`: the kernel remembers one ENOSYS
 /// for the life of the connection and stops asking either backend.
 #[allow(clippy::too_many_arguments)]
 pub trait Vfs: Send + Sync + 'static {

@@ -11,6 +11,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use lighthouse_fs::config::{Backend, BackendChoice, Deadlines, Mount};
+use lighthouse_fs::connection::Connection;
 use lighthouse_fs::ledger::Ledger;
 use lighthouse_fs::server::orders::Switched;
 use lighthouse_fs::server::{Consequence, Served};
@@ -144,8 +145,9 @@ pub fn serve_if_told() {
     let (ledger, _fd) = Ledger::create().expect("a ledger");
     let (tell, ended) = mpsc::channel();
     let on_end = Arc::new(move |session| tell.send(session).unwrap_or_default());
+    let connection = Connection::establish(&mount, mount.backend.resolve(), None).expect("a mount");
     let (mut served, unavailable) =
-        Served::start(&mount, faulty.clone(), ledger.clone(), None, on_end).expect("a served mount");
+        Served::start(&mount, connection, faulty.clone(), ledger, on_end).expect("a served mount");
     assert!(unavailable.is_empty(), "{unavailable:?}");
     let say = |answer: Value| {
         let mut out = std::io::stdout().lock();

@@ -13,7 +13,7 @@ use super::{Context, StartError, TakeBack, entry_lifetime, guarded};
 use crate::config::{Backend, Cache};
 use crate::connection::port::{BlockingPort, InHandler, LargeReply, OnEnd, Port, SMALL_REPLY};
 use crate::ledger::AnswerStatus;
-use crate::vfs::{Attr, Caller, Entry, NodeId, Operation, Result, Vfs, XattrSize};
+use crate::vfs::{Attr, Caller, Entry, Operation, Result, Vfs, XattrSize};
 use translate::{attributes, errno};
 
 thread_local! {
@@ -96,7 +96,7 @@ impl Adapter {
         umask: u32,
         call: impl FnOnce(&dyn Vfs, &Caller) -> Result<T>,
     ) -> Answer<'_, T> {
-        let in_handler = self.port.enter(request.unique().0, operation, NodeId(node.0));
+        let in_handler = self.port.enter(request.unique().0, operation, node.0);
         let caller = Caller { uid: request.uid(), gid: request.gid(), pid: request.pid(), umask };
         let (result, status) = guarded(|| call(&*self.vfs, &caller));
         if in_handler.claim() {

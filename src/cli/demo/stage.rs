@@ -103,6 +103,7 @@ impl Stage {
             .arg(&self.mountpoint)
             .arg("--socket")
             .arg(&self.socket)
+            .arg("--with-parent")
             // Ctrl-C is for this process, which ends the programs first and then the daemon.
             .process_group(0)
             .stdin(Stdio::null())

@@ -26,8 +26,7 @@ use rustix::thread::Pid;
 use super::super::{Connection, wire};
 use super::{Drained, Lease, OnEnd, Order, Plug, Port, PortError, State, Unbegun, Wires};
 use crate::config::Backend;
-use crate::ledger::{AnswerStatus, Ledger, Slot};
-use crate::vfs::{NodeId, Operation};
+use crate::ledger::{AnswerStatus, Ledger, Operation, Slot};
 
 /// Replies up to this size may race with the re-pointing: a SEQPACKET socket takes them with the kernel's default limits.
 /// Larger ones take the permit.
@@ -193,7 +192,7 @@ impl BlockingPort {
 
     /// Called by the adapter first in every handler.
     #[inline]
-    pub fn enter(&self, unique: u64, operation: Operation, node: NodeId) -> InHandler<'_> {
+    pub fn enter(&self, unique: u64, operation: Operation, node: u64) -> InHandler<'_> {
         let index = SLOT.get();
         debug_assert!(self.lease.range().contains(&index), "every thread is enlisted before it can read a request");
         let slot = self.ledger.slot(index);

@@ -39,8 +39,7 @@ use tokio::sync::{
 use super::super::{Connection, wire};
 use super::{Drained, Lease, OnEnd, Order, Plug, Port, PortError, State, Unbegun, Wires};
 use crate::config::Backend;
-use crate::ledger::{AnswerStatus, Ledger};
-use crate::vfs::{NodeId, Operation};
+use crate::ledger::{AnswerStatus, Ledger, Operation};
 
 /// A `writev(2)` of 1 MiB that had begun when the runtime's thread was found stuck must not meet the socket.
 const GRACE: Duration = Duration::from_millis(20);
@@ -257,7 +256,7 @@ impl PolledPort {
     /// # Errors
     /// [`Refused`]: answer EIO and run nothing.
     #[inline]
-    pub async fn enter(&self, unique: u64, operation: Operation, node: NodeId) -> Result<InTask, Refused> {
+    pub async fn enter(&self, unique: u64, operation: Operation, node: u64) -> Result<InTask, Refused> {
         if self.gate() != Gate::Open {
             self.wait_at_gate().await?;
         }

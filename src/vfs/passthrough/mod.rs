@@ -51,6 +51,8 @@ pub enum Access {
 /// [`strip_set_id_on_write`] before it has threads.
 pub struct PassThrough {
     access: Access,
+    /// Whether any call on the source may wait for a network or another process.
+    answers_from_afar: bool,
     creator: Creator,
     nodes: NodeTable,
     handles: HandleTable,
@@ -87,6 +89,7 @@ impl PassThrough {
         rustix::fs::stat(ProcPath::of(&root).as_c_str())?;
         Ok(Self {
             access,
+            answers_from_afar: answers_from_afar(rustix::fs::fstatfs(&root)?.f_type),
             creator: Creator::of_this_process()?,
             nodes: NodeTable::new(CAPACITY, identity(&stat(&root)?), root)?,
             handles: HandleTable::new(CAPACITY)?,
@@ -112,9 +115,29 @@ impl PassThrough {
     }
 }
 
+/// Whether a file system of this type (`f_type` of `statfs(2)`; numbers from the kernel's `magic.h` and its file systems)
+/// has its answers from a network or from another process.
+fn answers_from_afar(kind: rustix::fs::FsWord) -> bool {
+    const FUSE: u32 = 0x6573_5546;
+    const NFS: u32 = 0x6969;
+    const SMB: u32 = 0x517B;
+    const SMB2: u32 = 0xFE53_4D42;
+    const CIFS: u32 = 0xFF53_4D42;
+    const V9FS: u32 = 0x0102_1997;
+    const CEPH: u32 = 0x00C3_6400;
+    const AFS: u32 = 0x5346_414F;
+    const AUTOFS: u32 = 0x0187;
+    matches!(kind as u32, FUSE | NFS | SMB | SMB2 | CIFS | V9FS | CEPH | AFS | AUTOFS)
+}
+
 impl Vfs for PassThrough {
     fn may_block(&self, operation: Operation) -> bool {
-        matches!(operation, Operation::FSync | Operation::FSyncDir | Operation::FAllocate | Operation::CopyFileRange)
+        // FORGET and its like only close what is open.
+        let is_local = matches!(
+            operation,
+            Operation::FSync | Operation::FSyncDir | Operation::FAllocate | Operation::CopyFileRange
+        );
+        is_local || self.answers_from_afar
     }
 
     fn lookup(&self, _caller: &Caller, parent: NodeId, name: &OsStr) -> Result<Entry> {
