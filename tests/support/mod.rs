@@ -41,7 +41,7 @@ mod way;
 use std::time::{Duration, Instant};
 
 pub use lighthouse_fs::config::{Backend, Helper};
-pub use machine::{MountPoint, mounts_below};
+pub use machine::{MountPoint, mounts_below, processes_of};
 pub use mount::{Mount, Switched};
 pub use sandbox::{Sandbox, end_everything};
 pub use way::{ROOT_DIRECT, ROOT_FUSERMOUNT, ROOT_FUSERMOUNT3, USER_FUSERMOUNT, USER_FUSERMOUNT3, User, Way, run_as};
