@@ -99,7 +99,7 @@ fn measure(name: String, arguments: &Arguments, backend: Backend, run: impl Fn(&
         for served in [&reference as &dyn Served, &ours] {
             bare::fill(&served.sandbox().source());
         }
-        let pair = if number % 2 == 0 {
+        let pair = if number.is_multiple_of(2) {
             let bare = run(&reference, length);
             (bare, run(&ours, length))
         } else {

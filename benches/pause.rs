@@ -66,6 +66,9 @@ struct Row {
 fn main() {
     bare::serve_if_told();
     let arguments = Arguments::parse();
+    if !Backend::ALL.into_iter().all(Backend::is_built_in) {
+        return println!("this build has one backend, and nothing to switch to");
+    }
     let mut rows = Vec::new();
     for (situation, kinds) in [("idle", &[] as &[Kind]), ("busy", &Kind::ALL)] {
         if arguments.only.as_deref().is_none_or(|only| only == situation) {
@@ -113,7 +116,7 @@ fn switch_back_and_forth(mount: &Mount, slowest: &AtomicU64, situation: &'static
     let mut seen =
         Backend::ALL.map(|_| [(); 3].map(|()| Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("bounds")));
     for switch in 0..switches {
-        let to = if switch % 2 == 0 { Backend::Fuse3 } else { Backend::Fuse2 };
+        let to = if switch.is_multiple_of(2) { Backend::Fuse3 } else { Backend::Fuse2 };
         let [pause, during, without] = &mut seen[to.index()];
         std::thread::sleep(BETWEEN);
         slowest.store(0, Relaxed);

@@ -15,6 +15,7 @@ readonly commands=(
   "fusermount3 fuse3"
   "flock util-linux"
   "shellcheck shellcheck"
+  "strace strace"
 )
 
 say() { printf 'setup: %s\n' "$*" >&2; }
