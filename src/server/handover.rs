@@ -1,17 +1,24 @@
 //! The order of a switch: who is attached and detached when, and what follows when somebody does not react.
 
+use std::time::Instant;
+
 use crate::config::Deadlines;
 use crate::connection::port::{Drained, Order, Port, PortError, Unbegun};
 
-/// Attaches `new` and detaches `old`, in the order that `old` needs. What was answered by force, if `old` did not react.
+/// Attaches `new` and detaches `old`, in the order that `old` needs. Since when `new` reads, and what was answered by force,
+/// if `old` did not react.
 ///
 /// # Errors
 /// When it cannot be done; then `new` is not attached, and `old` is as before, unless it had to be detached by force.
-pub(super) fn hand_over(old: &dyn Port, new: &dyn Port, deadlines: &Deadlines) -> Result<Option<Drained>, PortError> {
+pub(super) fn hand_over(
+    old: &dyn Port,
+    new: &dyn Port,
+    deadlines: &Deadlines,
+) -> Result<(Instant, Option<Drained>), PortError> {
     if old.order() == Order::NextFirst {
-        new.attach()?;
+        let since = new.attach()?;
         return match old.detach(deadlines.switch) {
-            Ok(()) => Ok(None),
+            Ok(()) => Ok((since, None)),
             Err(error) => {
                 // Both are attached, and both serve: the new one is taken back.
                 tracing::error!(%error, "the old backend could not be detached");
@@ -31,7 +38,7 @@ pub(super) fn hand_over(old: &dyn Port, new: &dyn Port, deadlines: &Deadlines) -
         Err(error) => return Err(error),
     };
     match new.attach() {
-        Ok(()) => Ok(forced),
+        Ok(since) => Ok((since, forced)),
         Err(error) => {
             if forced.is_none() {
                 old.attach()?;
@@ -119,8 +126,8 @@ mod tests {
         fn ping(&self, _: Duration) -> Result<(), PortError> {
             self.ask("ping", self.state())
         }
-        fn attach(&self) -> Result<(), PortError> {
-            self.ask("attach", State::Attached)
+        fn attach(&self) -> Result<Instant, PortError> {
+            self.ask("attach", State::Attached).map(|()| Instant::now())
         }
         fn detach(&self, _: Duration) -> Result<(), PortError> {
             self.ask("detach", State::Draining)
@@ -153,7 +160,7 @@ mod tests {
     #[test]
     fn threads_give_way_after_the_next_is_there() {
         let (old, new) = (threads(State::Attached, &[]), tasks(State::Parked, &[]));
-        assert_eq!(hand_over(&old, &new, &Deadlines::default()).unwrap(), None);
+        assert_eq!(hand_over(&old, &new, &Deadlines::default()).unwrap().1, None);
         assert_eq!(drain(&old, &new, &Deadlines::default()).in_flight, 1);
         assert_eq!((old.state(), new.state()), (State::Parked, State::Attached));
     }
@@ -161,7 +168,7 @@ mod tests {
     #[test]
     fn tasks_prove_that_they_have_stopped_first() {
         let (old, new) = (tasks(State::Attached, &[]), threads(State::Parked, &[]));
-        assert_eq!(hand_over(&old, &new, &Deadlines::default()).unwrap(), None);
+        assert_eq!(hand_over(&old, &new, &Deadlines::default()).unwrap().1, None);
         assert_eq!((old.asked(), new.asked()), (vec!["detach"], vec!["attach"]));
     }
 
@@ -183,7 +190,7 @@ mod tests {
     #[test]
     fn a_stuck_runtime_is_parked_by_force_before_the_next_is_attached() {
         let (old, new) = (tasks(State::Attached, &["detach"]), threads(State::Parked, &[]));
-        let forced = hand_over(&old, &new, &Deadlines::default()).unwrap();
+        let (_, forced) = hand_over(&old, &new, &Deadlines::default()).unwrap();
         assert_eq!(forced, Some(Drained { in_flight: 2, answered_for_hung: 2 }));
         assert_eq!((old.asked(), new.asked()), (vec!["detach", "force"], vec!["attach"]));
         assert_eq!((old.state(), new.state()), (State::Hung, State::Attached));

@@ -123,7 +123,7 @@ impl Served {
     }
 
     fn serve_first(&mut self, first: Backend) -> Result<(), ServeError> {
-        self.start_session(first)?.attach()?;
+        let _since = self.start_session(first)?.attach()?;
         self.publish();
         Ok(())
     }
@@ -191,14 +191,14 @@ impl Served {
             return Err(failed(format!("{from} has no session")));
         };
         let began = Instant::now();
-        let forced = match hand_over(&*old, &*new, &self.deadlines) {
-            Ok(forced) => forced,
+        let (since, forced) = match hand_over(&*old, &*new, &self.deadlines) {
+            Ok(done) => done,
             Err(error) => {
                 self.keep_serving(from);
                 return Err(failed(error.to_string()));
             }
         };
-        switched.pause_ms = milliseconds(began.elapsed());
+        switched.pause_ms = milliseconds(since - began);
         self.active = to;
         self.publish();
         let drained = match forced {
@@ -232,7 +232,7 @@ impl Served {
         for backend in backends {
             let session = self.living_session(backend).map_err(|error| error.to_string());
             match session.and_then(|session| session.attach().map_err(|error| error.to_string())) {
-                Ok(()) => {
+                Ok(_since) => {
                     self.active = backend;
                     return Ok(backend);
                 }

@@ -255,7 +255,7 @@ impl BlockingPort {
         if let Err(error) = self.point_at_socket() {
             tracing::error!(%error, "a session that has ended could not be detached");
         }
-        self.wake_readers();
+        self.readers_to_wake().for_each(wake);
         (self.on_end)();
     }
 
@@ -303,13 +303,11 @@ impl BlockingPort {
         Ok(())
     }
 
-    /// Makes the threads look their descriptor up again. One in a handler will by itself.
-    fn wake_readers(&self) {
-        for reader in self.muster.lock().readers.iter().filter(|reader| !reader.has_ended) {
-            if self.ledger.slot(reader.slot).current().is_none() {
-                wake(reader.thread);
-            }
-        }
+    /// Threads that must be made to look their descriptor up again. One in a handler will by itself.
+    fn readers_to_wake(&self) -> impl Iterator<Item = Pid> {
+        let is_idle = |reader: &&Reader| !reader.has_ended && self.ledger.slot(reader.slot).current().is_none();
+        let idle: Vec<_> = self.muster.lock().readers.iter().filter(is_idle).map(|reader| reader.thread).collect();
+        idle.into_iter()
     }
 
     fn has_readers(&self) -> bool {
@@ -341,7 +339,7 @@ impl Port for BlockingPort {
         if held.is_empty() && missing == 0 { Ok(()) } else { Err(self.silent("come to a muster", limit)) }
     }
 
-    fn attach(&self) -> Result<(), PortError> {
+    fn attach(&self) -> Result<Instant, PortError> {
         let mut state = self.state.lock();
         if *state == State::Ended || !self.has_readers() {
             return Err(PortError::Ended(Backend::Fuse2));
@@ -351,8 +349,12 @@ impl Port for BlockingPort {
         *attached = true;
         drop(attached);
         *state = State::Attached;
-        self.wake_readers();
-        Ok(())
+        // One reader is enough for the first request; waking all of them takes their number of context switches.
+        let mut readers = self.readers_to_wake();
+        readers.by_ref().take(1).for_each(wake);
+        let since = Instant::now();
+        readers.for_each(wake);
+        Ok(since)
     }
 
     fn detach(&self, _limit: Duration) -> Result<(), PortError> {
@@ -362,7 +364,7 @@ impl Port for BlockingPort {
             *state = State::Draining;
         }
         drop(state);
-        self.wake_readers();
+        self.readers_to_wake().for_each(wake);
         Ok(())
     }
 
@@ -426,7 +428,7 @@ impl Port for BlockingPort {
         for _ in self.lease.range() {
             self.wires.destroy().map_err(|source| PortError::System { what: "FUSE_DESTROY to the session", source })?;
         }
-        self.wake_readers();
+        self.readers_to_wake().for_each(wake);
         Ok(())
     }
 }

@@ -125,11 +125,12 @@ pub trait Port: Send + Sync {
     /// When it does not within `limit`.
     fn ping(&self, limit: Duration) -> Result<(), PortError>;
 
-    /// Starts reading requests. Allowed while parked or draining.
+    /// Starts reading requests. Allowed while parked or draining. Returns when that took effect, which is before all readers
+    /// of the session have been woken.
     ///
     /// # Errors
     /// When the session has ended; it is as parked as before.
-    fn attach(&self) -> Result<(), PortError>;
+    fn attach(&self) -> Result<Instant, PortError>;
 
     /// Stops reading requests. After `Ok` the port drains: what it holds it still answers.
     ///

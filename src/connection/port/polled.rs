@@ -585,7 +585,7 @@ impl Port for PolledPort {
         }
     }
 
-    fn attach(&self) -> Result<(), PortError> {
+    fn attach(&self) -> Result<Instant, PortError> {
         let mut state = self.state.lock();
         if *state == State::Ended {
             return Err(PortError::Ended(Backend::Fuse3));
@@ -593,7 +593,7 @@ impl Port for PolledPort {
         self.plug()?.point_at(self.wires.device())?;
         self.join_set(self.wires.device())?;
         *state = State::Attached;
-        Ok(())
+        Ok(Instant::now())
     }
 
     fn detach(&self, limit: Duration) -> Result<(), PortError> {
