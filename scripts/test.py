@@ -70,6 +70,7 @@ def suites() -> list[Suite]:
     found = [
         Suite("format", ["cargo", "fmt", "--check"], 15, tier="lint"),
         Suite("shell scripts", ["shellcheck", "scripts/setup.sh", ".ci/run"], 15, tier="lint"),
+        Suite("links in documents", ["scripts/links.py"], 15, tier="lint"),
         Suite("dependencies", ["cargo", "deny", "--locked", "check"], 60, tier="lint", needs="cargo-deny"),
     ]
     lint_budget = {"both": 180, "fuse2 only": 60, "fuse3 only": 60}
@@ -97,6 +98,8 @@ def suites() -> list[Suite]:
         ]
     found += [
         Suite("documentation examples", ["cargo", "test", "--locked", "--doc"], 60),
+        # The examples too, which one test runs.
+        Suite("build, release", ["cargo", "test", "--locked", "--no-run", "--release"], 600, tier="full"),
         Suite(
             "integration, full length",
             cargo_test(INTEGRATION, ["--release"], serial=True, profile="full"),
