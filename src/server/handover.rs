@@ -157,7 +157,7 @@ mod tests {
         Fake::new(Backend::Fuse3, Order::DetachFirst, state, failing)
     }
 
-    #[test]
+    #[test_log::test]
     fn threads_give_way_after_the_next_is_there() {
         let (old, new) = (threads(State::Attached, &[]), tasks(State::Parked, &[]));
         assert_eq!(hand_over(&old, &new, &Deadlines::default()).unwrap().1, None);
@@ -165,7 +165,7 @@ mod tests {
         assert_eq!((old.state(), new.state()), (State::Parked, State::Attached));
     }
 
-    #[test]
+    #[test_log::test]
     fn tasks_prove_that_they_have_stopped_first() {
         let (old, new) = (tasks(State::Attached, &[]), threads(State::Parked, &[]));
         assert_eq!(hand_over(&old, &new, &Deadlines::default()).unwrap().1, None);
@@ -180,14 +180,14 @@ mod tests {
         assert_eq!((old.state(), new.state()), (State::Attached, State::Parked));
     }
 
-    #[test]
+    #[test_log::test]
     fn an_old_one_that_cannot_be_detached_goes_on_alone() {
         let (old, new) = (threads(State::Attached, &["detach"]), tasks(State::Parked, &[]));
         assert!(hand_over(&old, &new, &Deadlines::default()).is_err());
         assert_eq!((old.state(), new.state()), (State::Attached, State::Parked));
     }
 
-    #[test]
+    #[test_log::test]
     fn a_stuck_runtime_is_parked_by_force_before_the_next_is_attached() {
         let (old, new) = (tasks(State::Attached, &["detach"]), threads(State::Parked, &[]));
         let (_, forced) = hand_over(&old, &new, &Deadlines::default()).unwrap();
@@ -196,14 +196,14 @@ mod tests {
         assert_eq!((old.state(), new.state()), (State::Hung, State::Attached));
     }
 
-    #[test]
+    #[test_log::test]
     fn what_was_detached_by_force_is_not_attached_again() {
         let (old, new) = (tasks(State::Attached, &["detach"]), threads(State::Parked, &["attach"]));
         assert!(hand_over(&old, &new, &Deadlines::default()).is_err());
         assert_eq!((old.state(), new.state()), (State::Hung, State::Parked));
     }
 
-    #[test]
+    #[test_log::test]
     fn a_runtime_that_gets_stuck_while_it_drains_is_forced_with_nobody_else_attached() {
         let (old, new) = (tasks(State::Draining, &["drain"]), threads(State::Attached, &[]));
         assert_eq!(drain(&old, &new, &Deadlines::default()).answered_for_hung, 2);
