@@ -251,6 +251,22 @@ fn a_mount_that_was_moved_is_found() {
     });
 }
 
+/// Crate fuse3 runs what lies in the server's temporary folders.
+#[cfg(feature = "fuse3")]
+#[test]
+fn what_the_server_executes_is_its_own() {
+    unless_skipped(Way::any().possible(), || {
+        let mount = Mount::builder(Backend::Fuse3, Way::any()).start();
+        let folders: Vec<_> = fs::read_dir(mount.sandbox.path().join("tmp")).unwrap().map(Result::unwrap).collect();
+        assert!(!folders.is_empty(), "the link to the helper");
+        for folder in folders {
+            let mode = folder.metadata().unwrap().permissions().mode() & 0o7777;
+            assert_eq!(mode, 0o700, "{} can be changed by others", folder.path().display());
+        }
+        mount.stop();
+    });
+}
+
 #[test]
 fn an_aborted_connection_is_a_failure_and_leaves_no_dead_mount() {
     unless_skipped(require_root(), || {

@@ -86,7 +86,12 @@ pub fn find(helper: Helper) -> Result<Found, NotFound> {
 /// As [`find`].
 pub fn find_in(helper: Helper, folders: &[PathBuf]) -> Result<Found, NotFound> {
     let (name, major, names, package) = match helper {
-        Helper::Fusermount => ("fusermount", "2.", ["fusermount", "fusermount3"], "fuse (libfuse 2)"),
+        Helper::Fusermount => (
+            "fusermount",
+            "2.",
+            ["fusermount", "fusermount3"],
+            "libfuse 2 (Debian's package `fuse` replaces fuse3: unpack it into a folder of its own, as scripts/setup.sh does, and put that in PATH)",
+        ),
         Helper::Fusermount3 => ("fusermount3", "3.", ["fusermount3", "fusermount"], "fuse3"),
         Helper::Auto | Helper::Direct => return Err(NotFound::NotAProgram(helper)),
     };
@@ -201,7 +206,10 @@ mod tests {
         let other = script(folder.path(), "fusermount3", "echo fusermount3 version: 3.14.0", 0o4755);
         std::os::unix::fs::symlink(other, folder.path().join("fusermount")).unwrap();
         let error = find_in(Helper::Fusermount, &[folder.path().into()]).unwrap_err().to_string();
-        assert!(error.starts_with("fusermount is not in PATH: install fuse (libfuse 2), or use"), "{error}");
+        assert!(
+            error.starts_with("fusermount is not in PATH: install libfuse 2 (") && error.contains("replaces fuse3"),
+            "{error}"
+        );
         assert!(error.contains("fusermount is of libfuse 3.14.0"), "{error}");
     }
 

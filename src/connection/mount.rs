@@ -289,6 +289,7 @@ pub(super) fn unmount(maker: &Maker, place: &Place, limit: Duration) -> io::Resu
     }
     let end = Instant::now() + limit;
     let mut manner = Manner::IfIdle;
+    let mut is_said = false;
     loop {
         let failed = match place.to_unmount()? {
             None if manner == Manner::Lazily => return Ok(Unmounted::Lazily),
@@ -304,7 +305,13 @@ pub(super) fn unmount(maker: &Maker, place: &Place, limit: Duration) -> io::Resu
             None => {}
             // Somebody else may have been faster.
             Some(_) if !place.is_mounted() => {}
-            Some(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(50)),
+            Some(error) if Instant::now() < end => {
+                if !is_said {
+                    tracing::info!(mountpoint = %place.mountpoint.display(), %error, "in use: trying for {limit:?}, then lazily");
+                    is_said = true;
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
             Some(error) if manner == Manner::IfIdle => {
                 tracing::warn!(mountpoint = %place.mountpoint.display(), %error, "still in use: unmounting lazily");
                 manner = Manner::Lazily;

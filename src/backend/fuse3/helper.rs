@@ -2,8 +2,9 @@
 //! a port.
 
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::os::fd::RawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -11,6 +12,17 @@ use nix::fcntl::{Flock, FlockArg};
 
 /// As the crate looks it up in PATH.
 const HELPER_NAME: &str = "fusermount3";
+/// Where the link leads: to the program of whoever follows it, which is a child of ours.
+const OURSELVES: &str = "/proc/self/exe";
+
+/// A temporary folder for nobody but us, whatever the umask, which is 0 in a server: what lies in it is executed.
+pub(super) fn private_folder(suffix: &str) -> std::io::Result<tempfile::TempDir> {
+    tempfile::Builder::new()
+        .prefix("lighthouse-fs-")
+        .suffix(suffix)
+        .permissions(Permissions::from_mode(0o700))
+        .tempdir()
+}
 
 /// Acts as the mount helper that crate fuse3 runs, and exits, if this process was started as one.
 pub(in crate::backend) fn act_as_mount_helper() {
@@ -65,10 +77,10 @@ impl HelperLink {
     }
 
     fn make() -> std::io::Result<(PathBuf, Self)> {
-        let folder = tempfile::Builder::new().prefix("lighthouse-fs-").suffix(".path").tempdir()?;
+        let folder = private_folder(".path")?;
         let lock = Flock::lock(File::open(folder.path())?, FlockArg::LockSharedNonblock).map_err(|(_, error)| error)?;
         let link = folder.path().join(HELPER_NAME);
-        std::os::unix::fs::symlink("/proc/self/exe", &link)?;
+        std::os::unix::fs::symlink(OURSELVES, &link)?;
         let mut path = folder.path().as_os_str().to_owned();
         if let Some(old) = std::env::var_os("PATH") {
             path.push(":");
@@ -83,11 +95,13 @@ impl HelperLink {
 pub(super) fn check_link() -> std::result::Result<(), String> {
     match LINK.get() {
         Some(Err(why)) => Err(why.clone()),
-        Some(Ok(link)) if link.symlink_metadata().is_err() => Err(format!(
-            "{} has been removed, without which fuse3 cannot start: restart the mount, and keep temporary folders that are in use",
+        Some(Ok(link)) if link.read_link().is_ok_and(|target| target == Path::new(OURSELVES)) => Ok(()),
+        Some(Ok(link)) => Err(format!(
+            "{} has been removed or changed, without which fuse3 cannot start: restart the mount, and keep temporary folders that are in use",
             link.display()
         )),
-        _ => Ok(()),
+        // Whoever has not prepared the process has set PATH.
+        None => Ok(()),
     }
 }
 

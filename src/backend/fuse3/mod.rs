@@ -118,10 +118,7 @@ async fn serve(
 async fn open_session(adapter: Adapter, port: &PolledPort) -> std::result::Result<fuse3::raw::MountHandle, String> {
     helper::check_link()?;
     let set = port.inheritable_set().map_err(|error| error.to_string())?;
-    let folder = tempfile::Builder::new()
-        .prefix("lighthouse-fs-")
-        .suffix(&format!(".fd-{}", set.as_raw_fd()))
-        .tempdir()
+    let folder = helper::private_folder(&format!(".fd-{}", set.as_raw_fd()))
         .map_err(|error| format!("no temporary folder for the handshake: {error}"))?;
     let handle = Session::new(MountOptions::default())
         .mount_with_unprivileged(adapter, folder.path())
