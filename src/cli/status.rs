@@ -16,7 +16,7 @@ const EXAMPLES: &str = "Examples:
   lighthouse-fs status projects
   lighthouse-fs status --json | jq '.mounts[].active'
 
-Without --socket every daemon is asked that this user may ask; with --json each gives a document of its own.";
+Without --socket the daemons on the usual sockets are asked, as root those of other users too; with --json each gives a document of its own.";
 
 /// Show mounts, active backends and health
 #[derive(Debug, clap::Args)]
