@@ -111,8 +111,8 @@ fn entry_lifetime(cache: &Cache) -> Duration {
     cache.entries.min(cache.attributes)
 }
 
-/// What is opened is not flushed by a request of its own for nothing: the kernel is told nothing special yet, the same by
-/// both backends.
+/// `FOPEN_*` flags of every opened file (`fuse.h`): none. The kernel caches its pages, drops them at each open, and sends a
+/// FLUSH for each close.
 const OPEN_FLAGS: u32 = 0;
 
 /// Runs a call of the vfs as every adapter must: a panic costs this request alone and is answered EIO; ENOSYS, which the

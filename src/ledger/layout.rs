@@ -17,7 +17,7 @@ pub const THREAD_SLOTS: usize = 128;
 pub const TASK_SLOTS: usize = 1024;
 /// All slots; those for threads come first.
 pub const SLOTS: usize = THREAD_SLOTS + TASK_SLOTS;
-/// Lanes of counters a backend: one a thread slot for `fuse2`; `fuse3` uses the first for its runtime thread.
+/// Lanes of counters a backend: one a thread slot for `fuse2`, one a session's runtime thread for `fuse3`.
 pub const LANES: usize = THREAD_SLOTS;
 
 const OPERATIONS: usize = Operation::ALL.len();

@@ -5,7 +5,7 @@
 //! numbers, so that another process, or the same program of a later version, can read it.
 //!
 //! Rules of writing: a [`Slot`] has one writer at a time (the thread or task that holds it), apart from the two marks
-//! that the deadline sets by compare-and-swap; a [`Lane`] of counters has one writer for ever.
+//! that the deadline sets by compare-and-swap; a [`Lane`] of counters has one writer at a time.
 
 mod layout;
 mod operation;

@@ -101,6 +101,8 @@ pub struct PolledPort {
     plug: OnceLock<Plug>,
     ledger: Ledger,
     lease: Lease,
+    /// Of counters. One that hangs and the fresh session beside it must not write the same.
+    lane: usize,
     free: Mutex<Vec<usize>>,
     slot_freed: Notify,
     gate: AtomicU8,
@@ -139,6 +141,7 @@ impl PolledPort {
         let (commands, inbox) = tokio::sync::mpsc::unbounded_channel();
         let port = Self {
             free: Mutex::new(lease.range().rev().collect()),
+            lane: lease.range().start / lease.range().len(),
             wires,
             set,
             plug: OnceLock::new(),
@@ -281,7 +284,7 @@ impl PolledPort {
         self.free.lock().push(task.slot);
         self.slot_freed.notify_one();
         let status = if wanted { status } else { AnswerStatus::BackendError };
-        self.ledger.lane(Backend::Fuse3, 0).count(operation, status);
+        self.ledger.lane(Backend::Fuse3, self.lane).count(operation, status);
         if !wanted {
             self.ledger.add_taken_back(Backend::Fuse3);
             self.wait_for_room().await;
