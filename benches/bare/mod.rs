@@ -31,6 +31,9 @@ const MARK: &str = "LIGHTHOUSE_FS_BARE";
 /// Serves the sandbox of this process, if it was started as a reference; does not return then.
 pub fn serve_if_told() {
     let Ok(told) = std::env::var(MARK) else { return };
+    // As our server does, and as a daemon does: a session is a scheduling group of its own (`autogroup` in sched(7)), which
+    // changes who preempts whom more than anything that is measured here.
+    rustix::process::setsid().expect("a session");
     let (backend, folder) = told.split_once(' ').expect("a backend and a folder");
     let folder = Path::new(folder);
     let (source, mountpoint) = (folder.join("source"), folder.join("mountpoint"));

@@ -51,7 +51,8 @@ pub(super) fn start(
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .event_interval(EVENT_INTERVAL)
                 .thread_name("fuse3-pool")
-                .enable_all()
+                // Without the timer, which reads the clock at every turn (docs/performance.md).
+                .enable_io()
                 .build();
             match runtime {
                 Ok(runtime) => {

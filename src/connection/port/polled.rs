@@ -19,6 +19,7 @@
 //! * *The runtime's thread itself hangs in a handler*: see [`force_detach`](Port::force_detach).
 
 use std::any::Any;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -31,6 +32,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rustix::event::epoll;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::{
     Notify,
     mpsc::{UnboundedReceiver, UnboundedSender},
@@ -64,6 +66,36 @@ enum Gate {
 #[must_use = "a request that was entered must be finished"]
 pub struct InTask {
     slot: usize,
+}
+
+/// Slots that no request is in. Only tasks take and return them, and those of a port run on one thread, its runtime's.
+#[derive(Default)]
+struct FreeSlots {
+    slots: RefCell<Vec<usize>>,
+    /// Tasks that wait for one.
+    waiting: Cell<usize>,
+}
+
+impl FreeSlots {
+    fn take() -> Option<usize> {
+        FREE_SLOTS.with(|free| free.slots.borrow_mut().pop())
+    }
+
+    /// Whether somebody waits for it.
+    fn put_back(slot: usize) -> bool {
+        FREE_SLOTS.with(|free| {
+            free.slots.borrow_mut().push(slot);
+            free.waiting.get() > 0
+        })
+    }
+
+    fn count_waiting(change: isize) {
+        FREE_SLOTS.with(|free| free.waiting.set(free.waiting.get().saturating_add_signed(change)));
+    }
+}
+
+thread_local! {
+    static FREE_SLOTS: FreeSlots = FreeSlots::default();
 }
 
 /// The request must not run: the port has given its session up.
@@ -103,7 +135,6 @@ pub struct PolledPort {
     lease: Lease,
     /// Of counters. One that hangs and the fresh session beside it must not write the same.
     lane: usize,
-    free: Mutex<Vec<usize>>,
     slot_freed: Notify,
     gate: AtomicU8,
     gate_opened: Notify,
@@ -123,6 +154,30 @@ pub struct PolledPort {
     keep: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
+/// Waits. On a timer of the kernel, since the runtime has none: tokio's would read the clock at each of its turns, which are
+/// as many as requests.
+async fn pause(length: Duration) {
+    // SAFETY: an OwnedFd gives the same open descriptor for as long as it lives.
+    match timer(length).ok().and_then(|timer| unsafe { AsyncFd::register(timer) }.ok()) {
+        // Readable means over, and so does an error.
+        Some(timer) => drop(timer.readable().await),
+        // Without descriptors the caller looks again sooner.
+        None => tokio::task::yield_now().await,
+    }
+}
+
+fn timer(length: Duration) -> io::Result<OwnedFd> {
+    use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
+    let timer =
+        rustix::time::timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+    let once = Itimerspec {
+        it_interval: Timespec::default(),
+        it_value: Timespec::try_from(length).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 }),
+    };
+    rustix::time::timerfd_settime(&timer, TimerfdTimerFlags::empty(), &once)?;
+    Ok(timer)
+}
+
 impl PolledPort {
     /// A parked port without a session.
     ///
@@ -140,7 +195,6 @@ impl PolledPort {
         let set = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|error| system(error.into()))?;
         let (commands, inbox) = tokio::sync::mpsc::unbounded_channel();
         let port = Self {
-            free: Mutex::new(lease.range().rev().collect()),
             lane: lease.range().start / lease.range().len(),
             wires,
             set,
@@ -263,8 +317,7 @@ impl PolledPort {
         if self.gate() != Gate::Open {
             self.wait_at_gate().await?;
         }
-        let free = self.free.lock().pop();
-        let slot = match free {
+        let slot = match FreeSlots::take() {
             Some(slot) => slot,
             None => self.wait_for_slot().await?,
         };
@@ -281,8 +334,9 @@ impl PolledPort {
             drop(self.wait_at_gate().await);
         }
         let wanted = self.ledger.slot(task.slot).leave();
-        self.free.lock().push(task.slot);
-        self.slot_freed.notify_one();
+        if FreeSlots::put_back(task.slot) {
+            self.slot_freed.notify_one();
+        }
         let status = if wanted { status } else { AnswerStatus::BackendError };
         self.ledger.lane(Backend::Fuse3, self.lane).count(operation, status);
         if !wanted {
@@ -338,11 +392,12 @@ impl PolledPort {
                 self.wait_for_room().await;
                 return Err(Refused);
             }
-            let free = self.free.lock().pop();
-            match free {
-                Some(slot) => return Ok(slot),
-                None => freed.await,
+            if let Some(slot) = FreeSlots::take() {
+                return Ok(slot);
             }
+            FreeSlots::count_waiting(1);
+            freed.await;
+            FreeSlots::count_waiting(-1);
         }
     }
 
@@ -355,7 +410,7 @@ impl PolledPort {
             if known.is_err() || unread < CROWDED {
                 return;
             }
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            pause(Duration::from_millis(1)).await;
         }
     }
 
@@ -374,6 +429,7 @@ impl PolledPort {
     /// When the forwarder cannot be started.
     pub fn open_for_orders(&self) -> Result<(), PortError> {
         self.baseline.store(tokio::runtime::Handle::current().metrics().num_alive_tasks(), Relaxed);
+        FREE_SLOTS.with(|free| free.slots.replace(self.lease.range().rev().collect()));
         self.wires.start_forwarder().map_err(|source| PortError::System { what: "starting the forwarder", source })
     }
 
@@ -511,7 +567,7 @@ impl PolledPort {
             if glances < 100 {
                 tokio::task::yield_now().await;
             } else {
-                tokio::time::sleep(Duration::from_micros(500)).await;
+                pause(Duration::from_micros(500)).await;
             }
         }
         true
@@ -519,7 +575,7 @@ impl PolledPort {
 
     async fn obey_retire(&self) -> bool {
         while self.requests_alive() > 0 {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            pause(Duration::from_millis(50)).await;
         }
         if !self.has_ended.load(SeqCst) {
             if let Err(error) = self.wires.destroy() {
