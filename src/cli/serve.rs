@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use rustix::process::Signal;
 
 use super::{Global, absolute, exit, fail};
-use crate::config::{BackendChoice, Helper, Mount};
+use crate::config::{self, BackendChoice, Helper, Mount};
 use crate::daemon::{self, Failure};
 
 const EXAMPLES: &str = "Examples:
@@ -91,10 +91,6 @@ pub fn run(args: Args, global: &Global) -> ExitCode {
     }
 }
 
-/// Names stand in addresses, metrics and file names.
 fn mount_name(name: &str) -> Result<String, &'static str> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let good = !name.is_empty() && name.len() <= 64 && name.chars().all(plain) && !name.starts_with(['.', '-']);
-    good.then(|| name.to_owned())
-        .ok_or("use up to 64 letters, digits, `-`, `_` and `.`, beginning with none of `-` and `.`")
+    config::check_mount_name(name).map(|()| name.to_owned())
 }

@@ -121,8 +121,11 @@ fn mount_directly(config: &Mount) -> Result<OwnedFd, MountError> {
     if config.allow_other {
         options.push_str(",allow_other");
     }
-    let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let mut flags = MsFlags::empty();
     flags.set(MsFlags::MS_RDONLY, config.read_only);
+    flags.set(MsFlags::MS_NOSUID, !config.suid);
+    flags.set(MsFlags::MS_NODEV, !config.dev);
+    flags.set(MsFlags::MS_NOEXEC, !config.exec);
     let kind = format!("fuse.{SUBTYPE}");
     nix::mount::mount(
         Some(config.source.as_path()),
@@ -144,8 +147,16 @@ fn helper_options(config: &Mount) -> OsString {
         }
         options.push(*byte);
     }
-    options.extend_from_slice(format!(",subtype={SUBTYPE},default_permissions,nosuid,nodev").as_bytes());
-    options.extend_from_slice(if config.read_only { b",ro" } else { b",rw" });
+    options.extend_from_slice(format!(",subtype={SUBTYPE},default_permissions").as_bytes());
+    // Each is said, so that the helpers' own defaults do not matter.
+    for (wanted, yes, no) in [
+        (config.read_only, ",ro", ",rw"),
+        (config.suid, ",suid", ",nosuid"),
+        (config.dev, ",dev", ",nodev"),
+        (config.exec, ",exec", ",noexec"),
+    ] {
+        options.extend_from_slice(if wanted { yes } else { no }.as_bytes());
+    }
     if config.allow_other {
         options.extend_from_slice(b",allow_other");
     }
@@ -360,7 +371,7 @@ mod tests {
         config.allow_other = true;
         assert_eq!(
             helper_options(&config),
-            "fsname=/srv/a\\,b\\\\c,subtype=lighthouse-fs,default_permissions,nosuid,nodev,ro,allow_other"
+            "fsname=/srv/a\\,b\\\\c,subtype=lighthouse-fs,default_permissions,ro,nosuid,nodev,exec,allow_other"
         );
     }
 

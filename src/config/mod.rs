@@ -209,12 +209,65 @@ pub struct Deadlines {
     pub switch: Duration,
     /// For a busy mount to become free; then it is unmounted lazily.
     pub unmount: Duration,
+    /// For an answer to the prober, which asks through the mount; then the mount is unhealthy.
+    pub probe: Duration,
 }
 
 impl Default for Deadlines {
     fn default() -> Self {
-        Self { drain: Duration::from_secs(2), switch: Duration::from_secs(5), unmount: Duration::from_secs(10) }
+        Self {
+            drain: Duration::from_secs(2),
+            switch: Duration::from_secs(5),
+            unmount: Duration::from_secs(10),
+            probe: Duration::from_secs(5),
+        }
     }
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Lines for people; for journald if standard error leads there.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The daemon itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Daemon {
+    /// Where it listens; absolute.
+    pub socket: PathBuf,
+    /// Name of the group that may control it besides root and its own user.
+    pub socket_group: Option<String>,
+    /// `error`, `warn`, `info`, `debug`, `trace`, or a filter of crate tracing-subscriber.
+    pub log_level: String,
+    /// How the log is written.
+    pub log_format: LogFormat,
+}
+
+/// Everything that is configured.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// The daemon itself.
+    pub daemon: Daemon,
+    /// What it serves; names and mount points are all different.
+    pub mounts: Vec<Mount>,
+}
+
+/// Checks the name of a mount: it stands in addresses, metrics and file names.
+///
+/// # Errors
+/// What would be right.
+pub fn check_mount_name(name: &str) -> Result<(), &'static str> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let good = !name.is_empty() && name.len() <= 64 && name.chars().all(plain) && !name.starts_with(['.', '-']);
+    if good {
+        return Ok(());
+    }
+    Err("use up to 64 letters, digits, `-`, `_` and `.`, beginning with none of `-` and `.`")
 }
 
 /// One configured pair of source directory and mount point.
@@ -236,6 +289,14 @@ pub struct Mount {
     pub allow_other: bool,
     /// Whether writing is refused.
     pub read_only: bool,
+    /// Whether the other backend may start instead of one that does not come up.
+    pub fallback: bool,
+    /// Whether set-uid and set-gid bits have their effect.
+    pub suid: bool,
+    /// Whether device nodes have their effect.
+    pub dev: bool,
+    /// Whether programs may be executed.
+    pub exec: bool,
     /// Sizes and numbers of requests.
     pub io: Io,
     /// Lifetimes in the kernel's caches.
@@ -257,6 +318,10 @@ impl Mount {
             helper: Helper::default(),
             allow_other: false,
             read_only: false,
+            fallback: true,
+            suid: false,
+            dev: false,
+            exec: true,
             io: Io::default(),
             cache: Cache::default(),
             deadlines: Deadlines::default(),
