@@ -97,7 +97,7 @@ impl Daemon {
         let short = Duration::from_millis(10);
         let mount = Arc::new(Mount {
             backend: BackendChoice::Only(Backend::Fuse2),
-            deadlines: Deadlines { drain: short, switch: short, unmount: short },
+            deadlines: Deadlines { drain: short, switch: short, unmount: short, ..Deadlines::default() },
             ..Mount::new("default", "/srv/data", "/mnt/data")
         });
         let server = Server { line, ledger: ledger.clone(), child };
