@@ -64,6 +64,35 @@ fn place(uid: u32, runtime: Option<PathBuf>) -> PathBuf {
     folder.join(NAME)
 }
 
+/// Where the servers of the daemon that listens at `socket` wait for the next daemon: `servers` beside `control.sock`.
+#[must_use]
+pub fn servers(socket: &Path) -> PathBuf {
+    if socket.file_name().is_some_and(|name| name == NAME) {
+        return socket.with_file_name("servers");
+    }
+    socket.with_extension("servers")
+}
+
+/// Where the server of a mount waits for the next daemon.
+#[must_use]
+pub fn server(socket: &Path, mount: &str) -> PathBuf {
+    servers(socket).join(format!("{mount}.sock"))
+}
+
+/// Makes a folder that is this user's alone, or sees that it is one.
+///
+/// # Errors
+/// When it is somebody else's, or cannot be made.
+pub fn make_private(folder: &Path) -> Result<(), ListenError> {
+    let failed = |source| ListenError::Failed { action: "placed", path: folder.into(), source };
+    match DirBuilder::new().mode(0o700).create(folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
+        _ => {}
+    }
+    check_owner(folder, rustix::process::geteuid().as_raw())?;
+    fs::set_permissions(folder, Permissions::from_mode(0o700)).map_err(failed)
+}
+
 fn own_folder(uid: u32) -> PathBuf {
     format!("/tmp/lighthouse-fs-{uid}").into()
 }
@@ -161,12 +190,7 @@ fn make_folder(folder: &Path) -> Result<(), ListenError> {
     if folder != own_folder(uid) {
         return DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(failed);
     }
-    match DirBuilder::new().mode(0o700).create(folder) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
-        _ => {}
-    }
-    check_owner(folder, uid)?;
-    fs::set_permissions(folder, Permissions::from_mode(0o700)).map_err(failed)
+    make_private(folder)
 }
 
 fn check_owner(folder: &Path, uid: u32) -> Result<(), ListenError> {

@@ -2,6 +2,7 @@
 
 mod backends;
 mod demo;
+mod end_servers;
 mod load;
 mod log;
 mod serve;
@@ -73,6 +74,7 @@ enum Command {
     Switch(switch::Args),
     Backends(backends::Args),
     Demo(demo::DemoArgs),
+    EndServers(end_servers::Args),
     #[command(hide = true)]
     Server(server::Args),
     #[command(hide = true)]
@@ -93,6 +95,7 @@ pub fn main() -> ExitCode {
         Command::Switch(args) => switch::run(&args, &global),
         Command::Backends(args) => backends::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::EndServers(args) => end_servers::run(&args, &global),
         Command::Server(args) => server::run(&args),
         Command::Load(args) => load::run(args),
     }

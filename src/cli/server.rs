@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::{exit, fail};
-use crate::daemon::process;
+use crate::daemon::process::{self, Inherited};
 use crate::server;
 
 /// The serving process of one mount; `serve` starts it
@@ -17,7 +17,7 @@ pub struct Args {
 /// Serves until told to stop.
 pub fn run(args: &Args) -> ExitCode {
     match process::inherited(args.device) {
-        Ok((line, ledger, device)) => server::run(&line, ledger, device).into(),
+        Ok(Inherited { line, ledger, shared, device }) => server::run(line, ledger, shared, device).into(),
         Err(error) => fail(exit::USAGE, error),
     }
 }
