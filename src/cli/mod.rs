@@ -3,6 +3,7 @@
 mod backends;
 mod demo;
 mod end_servers;
+mod init;
 mod load;
 mod log;
 mod serve;
@@ -88,6 +89,9 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(answer) => return explain(&answer),
     };
+    if matches!(command, Command::Serve(_)) && init::is_needed() {
+        return init::run();
+    }
     log::start(&global.log);
     match command {
         Command::Serve(args) => serve::run(args, &global),

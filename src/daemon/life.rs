@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::signal::{SigSet, Signal};
 use sd_notify::NotifyState;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -71,6 +72,10 @@ fn other(error: impl Into<Box<dyn Error + Send + Sync>>) -> Failure {
 /// # Errors
 /// When it cannot begin; for one mount alone also when that fails.
 pub fn run(options: Options) -> Result<(), Failure> {
+    // Whoever has started this process may have left them blocked.
+    SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD])
+        .thread_unblock()
+        .map_err(other)?;
     let device = match (&options.settings.mounts[..], options.alone) {
         ([mount], true) => process::device(&mount.mountpoint).map_err(other)?,
         _ => None,
