@@ -15,6 +15,7 @@ use lighthouse_fs::api::model::{Health, MountStatus};
 use lighthouse_fs::api::{self, Client, ClientError, Peer, router};
 use lighthouse_fs::config::{Backend, BackendChoice, Deadlines, Mount};
 use lighthouse_fs::daemon::mount::{End, Phase, Request, Task};
+use lighthouse_fs::daemon::prober::Prober;
 use lighthouse_fs::daemon::process::Server;
 use lighthouse_fs::daemon::{Handle, Mounts};
 use lighthouse_fs::ledger::{Ledger, PortState};
@@ -106,7 +107,8 @@ impl Daemon {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("control.sock");
         let listener = UnixListener::bind(&socket).unwrap();
-        let handle = Handle { mount, ledger, facts: facts.clone(), requests: requests.clone() };
+        let prober = Prober::off("nothing is mounted");
+        let handle = Handle { mount, ledger, facts: facts.clone(), prober, requests: requests.clone() };
         tokio::spawn(api::serve(listener, Mounts::new(vec![handle]), std::future::pending()));
         let settled = facts.wait_for(|facts| facts.phase != Phase::Starting);
         timeout(PATIENCE, settled).await.unwrap().unwrap();

@@ -4,6 +4,7 @@ mod backends;
 mod demo;
 mod load;
 mod log;
+mod probe;
 mod serve;
 mod server;
 mod status;
@@ -76,6 +77,8 @@ enum Command {
     #[command(hide = true)]
     Server(server::Args),
     #[command(hide = true)]
+    Probe(probe::Args),
+    #[command(hide = true)]
     Load(load::LoadArgs),
 }
 
@@ -94,6 +97,7 @@ pub fn main() -> ExitCode {
         Command::Backends(args) => backends::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Server(args) => server::run(&args),
+        Command::Probe(args) => probe::run(&args),
         Command::Load(args) => load::run(args),
     }
 }

@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::mount::{End, Facts, Phase, Request, Task};
+use super::prober::Prober;
 use super::status::{Handle, Mounts};
 use super::{Refusal, preflight, process};
 use crate::api;
@@ -90,7 +91,8 @@ async fn live(
 ) -> Result<(), Failure> {
     let ledger = server.ledger.clone();
     let (task, requests, facts) = Task::new(mount.clone(), place, server).map_err(other)?;
-    let handle = Handle { mount: mount.clone(), ledger, facts: facts.clone(), requests: requests.clone() };
+    let prober = Prober::start(&mount, facts.clone());
+    let handle = Handle { mount: mount.clone(), ledger, facts: facts.clone(), prober, requests: requests.clone() };
     let mut serving = tokio::spawn(task.run());
     let (stop_api, api) = start_api(listening, Mounts::new(vec![handle]))?;
     tokio::spawn(announce(mount.clone(), facts));

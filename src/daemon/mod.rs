@@ -6,6 +6,7 @@
 mod life;
 pub mod mount;
 mod preflight;
+pub mod prober;
 pub mod process;
 mod running;
 mod status;

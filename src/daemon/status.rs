@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::mount::{End, Facts, Phase, Request};
+use super::prober::{Probed, Prober};
 use crate::api::model::{BackendStatus, Daemon, Health, MountStatus, SCHEMA, Status, SwitchAnswer};
 use crate::api::{Control, ControlError};
 use crate::config::{Backend, Mount};
@@ -29,6 +30,8 @@ pub struct Handle {
     pub ledger: Ledger,
     /// What its task knows.
     pub facts: watch::Receiver<Facts>,
+    /// What asks through it.
+    pub prober: Prober,
     /// Where its task takes requests.
     pub requests: mpsc::Sender<Request>,
 }
@@ -84,7 +87,8 @@ impl Handle {
         let stable = self.mount.backend.resolve();
         let backends: Vec<_> = Backend::ALL.into_iter().map(|backend| self.backend(backend, &facts)).collect();
         let silence = Duration::from_nanos(coarse_now().saturating_sub(self.ledger.heartbeat()));
-        let (health, reasons) = judge(&facts, silence, stable, active, &backends);
+        let probed = self.prober.probed();
+        let (health, reasons) = judge(&facts, silence, &probed, stable, active, &backends);
         MountStatus {
             name: self.mount.name.clone(),
             source: self.mount.source.clone(),
@@ -101,6 +105,7 @@ impl Handle {
             in_flight: in_flight.len(),
             oldest_in_flight_seconds: oldest.as_secs_f64(),
             last_switch: facts.last_switch,
+            probe: probed.status(),
             backends,
         }
     }
@@ -137,6 +142,7 @@ const OPERATOR: &str = "operator";
 fn judge(
     facts: &Facts,
     silence: Duration,
+    probed: &Probed,
     stable: Backend,
     active: Option<Backend>,
     backends: &[BackendStatus],
@@ -156,6 +162,11 @@ fn judge(
         (Phase::Serving | Phase::Switching, _) => {}
     }
     let mut reasons = Vec::new();
+    match probed.verdict() {
+        Some((Health::Unhealthy, why)) => return unhealthy(why),
+        Some((_, why)) => reasons.push(why),
+        None => {}
+    }
     let why = facts.last_switch.as_ref().map_or("since the start", |last| last.reason.as_str());
     // What an operator wants is no fault.
     if let Some(active) = active.filter(|active| *active != stable && why != OPERATOR) {
