@@ -411,6 +411,42 @@ async fn ready_is_what_serves() {
     assert_eq!(daemon.stop().await, End::Stopped);
 }
 
+/// What the program itself says of such a daemon, by its exit code.
+async fn health(daemon: &Daemon, arguments: &'static [&str]) -> (Option<i32>, String) {
+    let mut program = tokio::process::Command::new(env!("CARGO_BIN_EXE_lighthouse-fs"));
+    program.arg("health").args(arguments).arg("--socket").arg(daemon.folder.path().join("control.sock"));
+    let output = timeout(PATIENCE, program.output()).await.unwrap().unwrap();
+    (output.status.code(), String::from_utf8(output.stdout).unwrap())
+}
+
+#[tokio::test]
+async fn degraded_is_an_exit_code_of_its_own_but_not_for_containers() {
+    let daemon = Daemon::over(|server| {
+        server.begins(vec![]);
+        let switched = server.switches(Backend::Fuse3);
+        server.ledger.set_port_state(Backend::Fuse2, PortState::Hung);
+        server.says(&Report::Switched(switched));
+        server.order();
+        server.ledger.set_port_state(Backend::Fuse3, PortState::Ended);
+        server.says(&Report::Failed { message: "nothing works".into() });
+        server.ends_when_told();
+    })
+    .await;
+    assert_eq!(health(&daemon, &[]).await, (Some(0), "default is healthy\n".into()));
+
+    daemon.client.switch("default", Backend::Fuse3).await.unwrap();
+    let why = "default is degraded: fuse2 is hung: requests of it were answered EIO at the deadline\n";
+    assert_eq!(health(&daemon, &[]).await, (Some(2), why.into()));
+    assert_eq!(health(&daemon, &["--mount", "default"]).await, (Some(2), why.into()));
+    assert_eq!(health(&daemon, &["--probe"]).await, (Some(0), why.into()));
+    assert_eq!(health(&daemon, &["--mount", "other", "--probe"]).await, (Some(1), String::new()));
+
+    refusal(daemon.client.switch("default", Backend::Fuse2).await);
+    let why = "default is unhealthy: no backend is attached\n";
+    assert_eq!(health(&daemon, &["--probe"]).await, (Some(1), why.into()));
+    assert_eq!(daemon.stop().await, End::Stopped);
+}
+
 #[tokio::test]
 async fn strangers_are_told_who_may_ask() {
     let folder = tempfile::tempdir().unwrap();

@@ -2,6 +2,7 @@
 
 mod backends;
 mod demo;
+mod health;
 mod load;
 mod log;
 mod probe;
@@ -24,6 +25,8 @@ use crate::api::{ClientError, socket};
 pub mod exit {
     /// The operation failed, and said why.
     pub const FAILED: u8 = 1;
+    /// `health`: served, but by the fallback, or with something missing.
+    pub const DEGRADED: u8 = 2;
     /// No daemon answers on the socket.
     pub const NO_DAEMON: u8 = 3;
     /// Wrong usage.
@@ -36,9 +39,10 @@ const EXAMPLES: &str = "Examples:
   lighthouse-fs serve --source /srv/projects --mountpoint /mnt/projects
   lighthouse-fs status
   lighthouse-fs switch default fuse2
+  lighthouse-fs health
   lighthouse-fs backends
 
-Exit codes: 0 done, 1 failed, 3 no daemon answers on the socket, 64 wrong usage, 78 wrong configuration.";
+Exit codes: 0 done, 1 failed, 2 degraded (health only), 3 no daemon answers on the socket, 64 wrong usage, 78 wrong configuration.";
 
 /// Serves a directory through either of two FUSE stacks, and swaps the stack under running programs.
 #[derive(Debug, Parser)]
@@ -72,6 +76,7 @@ enum Command {
     Serve(serve::Args),
     Status(status::Args),
     Switch(switch::Args),
+    Health(health::Args),
     Backends(backends::Args),
     Demo(demo::DemoArgs),
     #[command(hide = true)]
@@ -94,6 +99,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args, &global),
         Command::Status(args) => status::run(&args, &global),
         Command::Switch(args) => switch::run(&args, &global),
+        Command::Health(args) => health::run(&args, &global),
         Command::Backends(args) => backends::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Server(args) => server::run(&args),
