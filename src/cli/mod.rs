@@ -185,6 +185,15 @@ mod tests {
     }
 
     #[test]
+    fn the_manual_has_every_exit_code() {
+        let manual = include_str!("../../docs/reference/exit-codes.md");
+        let code = |line: &str| line.strip_prefix("| ")?.split_once(" |")?.0.parse().ok();
+        let codes: Vec<u8> = manual.lines().filter_map(code).collect();
+        let ours = [0, exit::FAILED, exit::DEGRADED, exit::NO_DAEMON, exit::USAGE, exit::CONFIGURATION];
+        assert_eq!(codes, ours);
+    }
+
+    #[test]
     fn a_terminal_obeys_nothing_that_others_say() {
         assert_eq!(printable("a\x1b[31mb\nc"), "a\u{fffd}[31mb\u{fffd}c");
     }
