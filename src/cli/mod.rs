@@ -1,11 +1,14 @@
 //! The command line: one file per subcommand. Answers go to standard output, logs and errors to standard error.
 
 mod backends;
+mod check_config;
+mod config;
 mod demo;
 mod load;
 mod log;
 mod serve;
 mod server;
+mod sources;
 mod status;
 mod switch;
 
@@ -18,6 +21,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::api::{ClientError, socket};
+use crate::config::{Errors, Origin, Wrong, check_flag};
 
 /// Exit codes; scripts and units lean on them (64 and 78 as in sysexits.h).
 pub mod exit {
@@ -36,6 +40,7 @@ const EXAMPLES: &str = "Examples:
   lighthouse-fs status
   lighthouse-fs switch default fuse2
   lighthouse-fs backends
+  lighthouse-fs config example
 
 Exit codes: 0 done, 1 failed, 3 no daemon answers on the socket, 64 wrong usage, 78 wrong configuration.";
 
@@ -72,6 +77,8 @@ enum Command {
     Status(status::Args),
     Switch(switch::Args),
     Backends(backends::Args),
+    CheckConfig(check_config::Args),
+    Config(config::Args),
     Demo(demo::DemoArgs),
     #[command(hide = true)]
     Server(server::Args),
@@ -86,12 +93,17 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(answer) => return explain(&answer),
     };
-    log::start(&global.log);
+    // What a daemon logs is configured.
+    if !matches!(command, Command::Serve(_)) {
+        global.log.start();
+    }
     match command {
-        Command::Serve(args) => serve::run(args, &global),
+        Command::Serve(args) => serve::run(&args, &global),
         Command::Status(args) => status::run(&args, &global),
         Command::Switch(args) => switch::run(&args, &global),
         Command::Backends(args) => backends::run(&args),
+        Command::CheckConfig(args) => check_config::run(&args),
+        Command::Config(args) => config::run(&args, &global),
         Command::Demo(args) => demo::run(&args),
         Command::Server(args) => server::run(&args),
         Command::Load(args) => load::run(args),
@@ -134,6 +146,19 @@ fn fail(code: u8, why: impl Display) -> ExitCode {
     }
 }
 
+/// Says everything that is wrong with a configuration, one thing a line, so that editors find the place.
+fn fail_loading(errors: &Errors) -> ExitCode {
+    let mut stderr = io::stderr().lock();
+    for problem in errors.problems() {
+        // Without a place to begin with, it begins as other errors do.
+        let begin = if problem.origin == Origin::Default { "error: " } else { "" };
+        if writeln!(stderr, "{begin}{}", printable(problem)).is_err() {
+            break;
+        }
+    }
+    ExitCode::from(if errors.only_missing() { exit::USAGE } else { exit::CONFIGURATION })
+}
+
 fn fail_asking(error: &ClientError) -> ExitCode {
     fail(if error.is_unanswered() { exit::NO_DAEMON } else { exit::FAILED }, error)
 }
@@ -156,6 +181,11 @@ fn absolute(path: &str) -> io::Result<PathBuf> {
         Some(_) => Ok(path),
         None => Err(io::Error::other("the path is not UTF-8: name it, and start from a folder, whose name is")),
     }
+}
+
+/// A reader of flags by the rules of a key of the configuration.
+fn flag(key: &'static str) -> impl Fn(&str) -> Result<String, Wrong> + Clone + Send + Sync {
+    move |text| check_flag(key, text).map(|()| text.to_owned())
 }
 
 /// Text of another process without what a terminal would obey.
