@@ -7,11 +7,21 @@ use super::Mount;
 use super::load::{Draft, Section};
 use super::problem::{Origin, Problem, Wrong};
 
+/// A daemon has a process for each; and each is compared with each.
+const MOST_MOUNTS: usize = 256;
+
 /// Adds what is wrong to the draft's problems. `file` is the one that was read.
 pub(super) fn check(draft: &mut Draft, file: Option<&Path>) {
     let mut problems = Vec::new();
-    if draft.mounts.is_empty() {
+    // One that was written in another way than as [[mount]] has been told of.
+    if draft.mounts.is_empty() && !draft.problems.iter().any(|problem| problem.key.as_deref() == Some("mount")) {
         problems.push(no_mount(file));
+    }
+    if let Some(mount) = draft.mounts.get(MOST_MOUNTS) {
+        let message = format!("there are {} mounts", draft.mounts.len());
+        let wrong = Wrong::new(message, format!("have up to {MOST_MOUNTS}, and another daemon for the rest"));
+        draft.problems.push(Problem { origin: mount.origin.clone(), key: Some("mount".into()), wrong });
+        return;
     }
     for mount in &draft.mounts {
         complete(mount, &mut problems);

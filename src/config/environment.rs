@@ -23,12 +23,21 @@ const LATER: &[&str] = &[
 /// Of these each mount has its own.
 const OF_ONE_MOUNT: [&str; 2] = ["source", "mountpoint"];
 
-/// Lays what the environment says over a draft. An empty variable says nothing: that is how a composed file leaves one out.
+/// What a variable says. An empty one says nothing: that is how a composed file leaves one out.
+fn said<'a>(environment: &'a [(OsString, OsString)], name: &str) -> Option<&'a OsStr> {
+    let (_, value) = environment.iter().find(|(variable, _)| variable == name)?;
+    (!value.is_empty()).then_some(value.as_os_str())
+}
+
+/// Whether it names a source or a mount point, and so a mount of its own where there is no other.
+pub(super) fn has_mount(environment: &[(OsString, OsString)]) -> bool {
+    let of_one_mount = MOUNT.iter().filter(|key| OF_ONE_MOUNT.contains(&key.name));
+    of_one_mount.filter_map(|key| key.variable).any(|variable| said(environment, variable).is_some())
+}
+
+/// Lays what the environment says over a draft.
 pub(super) fn lay_over(draft: &mut Draft, environment: &[(OsString, OsString)]) {
-    let said = |name: &str| {
-        let (_, value) = environment.iter().find(|(variable, _)| variable == name)?;
-        (!value.is_empty()).then_some(value.as_os_str())
-    };
+    let said = |name: &str| said(environment, name);
     if let Some(value) = said(DEBUG) {
         debug(draft, value);
     }
@@ -37,12 +46,6 @@ pub(super) fn lay_over(draft: &mut Draft, environment: &[(OsString, OsString)]) 
             let Draft { daemon, problems, .. } = draft;
             set("daemon", key, daemon, variable, value, problems);
         }
-    }
-    let of_one_mount = |key: &&Key<_>| OF_ONE_MOUNT.contains(&key.name);
-    if draft.mounts.is_empty()
-        && MOUNT.iter().filter(of_one_mount).any(|key| key.variable.is_some_and(|v| said(v).is_some()))
-    {
-        draft.mounts.push(Section::mount(Origin::Default));
     }
     for key in MOUNT {
         let Some((variable, value)) = key.variable.and_then(|variable| Some((variable, said(variable)?))) else {

@@ -10,7 +10,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::keys::{DAEMON, Key, LATER, MOUNT, names};
 use super::load::{Draft, Section};
-use super::problem::{Origin, Problem, Wrong, quoted};
+use super::problem::{Origin, Problem, Wrong};
 use super::value::Toml;
 use super::{Daemon, Mount};
 
@@ -18,6 +18,8 @@ use super::{Daemon, Mount};
 const LARGEST: u64 = 1 << 20;
 /// Where the parser has lost its way, the rest of its complaints helps nobody.
 const MOST_OF_SYNTAX: usize = 20;
+const MOST_OF_ADVICE: usize = 100;
+const SEE_EXAMPLE: &str = "remove it; `lighthouse-fs config example` shows the keys there are";
 
 /// Reads the text of a regular file of sensible size.
 ///
@@ -151,7 +153,10 @@ impl Reader<'_> {
             let name = format!("{subtable}{}", entry.0.get_ref());
             let full = format!("{table}.{name}");
             let below = format!("{name}.");
-            if let Some(key) = keys.iter().find(|key| key.name == name) {
+            if entry.0.get_ref().contains('.') {
+                // In quotes: one key with a point in it, not a key of a table.
+                self.unknown(entry.0.span().start, &full);
+            } else if let Some(key) = keys.iter().find(|key| key.name == name) {
                 self.value(&full, entry, key, section);
             } else if !keys.iter().any(|key| key.name.starts_with(&below)) {
                 self.unknown(entry.0.span().start, &full);
@@ -166,6 +171,7 @@ impl Reader<'_> {
 
     fn value<T>(&mut self, full: &str, entry: Entry<'_, '_>, key: &'static Key<T>, section: &mut Section<T>) {
         let offset = entry.0.span().start;
+        section.heard(key.name, self.origin(offset));
         let expected = key.kind.toml();
         let text = match (expected, entry.1.get_ref()) {
             (Toml::String, DeValue::String(text)) => text.to_string(),
@@ -183,12 +189,8 @@ impl Reader<'_> {
                 return self.complain(offset, Some(full), Wrong::new(what, remedy));
             }
         };
-        match key.kind.set(&mut section.value, &text, &self.folder) {
-            Ok(()) => section.heard(key.name, self.origin(offset)),
-            Err(wrong) => {
-                section.heard(key.name, self.origin(offset));
-                self.complain(offset, Some(full), wrong);
-            }
+        if let Err(wrong) = key.kind.set(&mut section.value, &text, &self.folder) {
+            self.complain(offset, Some(full), wrong);
         }
     }
 
@@ -196,7 +198,9 @@ impl Reader<'_> {
         let wrong = if LATER.contains(&full) {
             Wrong::new("this key is not supported by this version", "remove it")
         } else {
-            Wrong::new("unknown key", suggestion(full))
+            // Looking for the nearest takes a while, and nobody reads the hundredth.
+            let remedy = if self.problems.len() < MOST_OF_ADVICE { suggestion(full) } else { SEE_EXAMPLE.into() };
+            Wrong::new("unknown key", remedy)
         };
         self.complain(offset, Some(full), wrong);
     }
@@ -221,10 +225,7 @@ fn suggestion(full: &str) -> String {
             None => format!("{name} is a table of its own"),
         },
         Some(known) => format!("did you mean {}?", as_written(known)),
-        None => format!(
-            "remove it, or see `lighthouse-fs config example` for the keys there are ({} is none)",
-            quoted(name)
-        ),
+        None => SEE_EXAMPLE.into(),
     }
 }
 

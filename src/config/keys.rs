@@ -115,7 +115,7 @@ pub(super) static MOUNT: &[Key<Mount>] = &[
     Key {
         name: "backend",
         kind: Kind::Backend(|mount| &mut mount.backend),
-        about: "The stable backend; auto is fuse3 if this build has it, else fuse2. The names fusepy and pyfuse3, which older deployments set, mean fuse2 and fuse3.",
+        about: "The stable backend: fuse2, fuse3, or auto, which is fuse3 if this build has it, else fuse2. The names fusepy and pyfuse3, which older deployments set, mean fuse2 and fuse3.",
         variable: Some("LIGHTHOUSE_FUSE_BACKEND"),
         flag: Some("--backend"),
         effect: Effect::Remount,
@@ -180,7 +180,7 @@ pub(super) static MOUNT: &[Key<Mount>] = &[
         name: "io.max_write",
         // The kernel's limits: FUSE_MIN_READ_BUFFER's payload, and 256 pages of 4 KiB (fs/fuse/fuse_i.h).
         kind: Kind::Pages(|mount| &mut mount.io.max_write, 4 << 10..=1 << 20),
-        about: "Largest WRITE; whole pages of memory.",
+        about: "Largest WRITE.",
         variable: Some("LIGHTHOUSE_FUSE_MAX_WRITE"),
         flag: None,
         effect: Effect::Remount,

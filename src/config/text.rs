@@ -5,6 +5,7 @@ use std::fmt::Write;
 use serde_json::Value;
 
 use super::keys::{DAEMON, Key, LATER, MOUNT};
+use super::value::Kind;
 use super::{Daemon, Mount, environment};
 
 /// The service's; an ordinary user's is another, as the key's description says.
@@ -19,8 +20,9 @@ pub fn example() -> String {
     let daemon = Daemon { socket_group: Some("lighthouse".into()), ..Daemon::new(SOCKET) };
     let mount = Mount::new("projects", "/srv/projects", "/mnt/projects");
     let mut text = String::from(
-        "# Configuration of Lighthouse FS. Keys that begin with `#` show their default, or an example where there is none.\n\
-         # `lighthouse-fs check-config FILE` checks a file like this one; docs/reference/configuration.md says more.\n\
+        "# Configuration of Lighthouse FS. Keys that begin with `#` show their default, or an example\n\
+         # where there is none. `lighthouse-fs check-config FILE` checks a file like this one, and\n\
+         # docs/reference/configuration.md says more.\n\
          \n[daemon]\n",
     );
     example_of(&mut text, "daemon", DAEMON, &Daemon::new(SOCKET), &daemon);
@@ -38,11 +40,16 @@ fn example_of<T: Clone>(text: &mut String, table: &str, keys: &[Key<T>], default
             *text += &format!("\n[{table}.{subtable}]\n");
         }
         let (default, sample) = (key.kind.show(default), key.kind.show(sample));
-        wrapped(text, &format!("{} {}.", key.about, sentence(&key.kind.expected())));
+        wrapped(text, key.about);
+        if !matches!(key.kind, Kind::Path(_) | Kind::Group(_) | Kind::Flag(_)) {
+            wrapped(text, &format!("May be: {}.", key.kind.expected()));
+        }
         if default.is_null() {
             wrapped(text, "Default: none.");
+        } else if default != sample && default != "" {
+            wrapped(text, &format!("Default: {default}."));
         }
-        // Nobody's default is right where each has a value of its own.
+        // What each mount says for itself is said; the rest may be left out.
         let mark = if default == sample || default.is_null() { "#" } else { "" };
         *text += &format!("{mark}{name} = {sample}\n");
     }
@@ -62,11 +69,6 @@ fn wrapped(text: &mut String, comment: &str) {
     }
     *text += &line;
     *text += "\n";
-}
-
-fn sentence(text: &str) -> String {
-    let mut letters = text.chars();
-    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
 
 /// docs/reference/configuration.md.
