@@ -2,6 +2,7 @@
 
 use clap::builder::PossibleValuesParser;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::reload::Handle;
 
 use super::flag;
 use crate::config::LogFormat;
@@ -25,7 +26,8 @@ impl Options {
     /// Starts the log by these options alone.
     pub fn start(&self) {
         let format = self.format.as_deref().and_then(|name| name.parse().ok());
-        start(self.level.as_deref().unwrap_or("info"), format.unwrap_or_default());
+        // One question to a daemon, or one mount: nobody changes it.
+        let _ = start(self.level.as_deref().unwrap_or("info"), format.unwrap_or_default());
     }
 }
 
@@ -34,24 +36,43 @@ pub fn arguments(level: &str, format: LogFormat) -> Vec<String> {
     vec![format!("--log-level={level}"), format!("--log-format={format}")]
 }
 
-fn filter(level: &str) -> Result<EnvFilter, tracing_subscriber::filter::ParseError> {
-    EnvFilter::builder().parse(format!("{QUIET},{level}"))
-}
+/// Changes what is logged from now on; the level has passed the checks of the configuration.
+pub type SetLevel = Box<dyn Fn(&str) + Send + Sync>;
 
 /// Starts the log. Writes from the thread that logs: no thread of its own, which a serving process must not have yet.
-pub fn start(level: &str, format: LogFormat) {
-    // Checked when it was read.
-    let filter = filter(level).unwrap_or_else(|_| EnvFilter::new(QUIET));
+pub fn start(level: &str, format: LogFormat) -> SetLevel {
     // A log that nobody takes is no reason to panic, which is what reporting it on standard error would do.
     let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none())
         .log_internal_errors(false);
     match format {
-        LogFormat::Text => log.with_target(false).init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
+        LogFormat::Text => {
+            let log = log.with_target(false).with_env_filter(checked(level)).with_filter_reloading();
+            let level = log.reload_handle();
+            log.init();
+            set_level(level)
+        }
+        LogFormat::Json => {
+            let log = log.json().flatten_event(true).with_env_filter(checked(level)).with_filter_reloading();
+            let level = log.reload_handle();
+            log.init();
+            set_level(level)
+        }
     }
+}
+
+fn set_level<S: 'static>(handle: Handle<EnvFilter, S>) -> SetLevel {
+    Box::new(move |level| {
+        if let Err(error) = handle.reload(checked(level)) {
+            tracing::error!(%error, "the log level cannot be changed");
+        }
+    })
+}
+
+/// The filter of a level that has been checked already, where it was read.
+fn checked(level: &str) -> EnvFilter {
+    EnvFilter::builder().parse(format!("{QUIET},{level}")).unwrap_or_else(|_| EnvFilter::new(QUIET))
 }
 
 #[cfg(test)]
@@ -67,6 +88,17 @@ mod tests {
     #[case("fuse3=loud", false)]
     fn levels_are_checked(#[case] level: &str, #[case] good: bool) {
         assert_eq!(flag("daemon.log_level")(level).is_ok(), good);
+    }
+
+    #[test]
+    fn the_level_can_be_changed() {
+        let log = tracing_subscriber::fmt().with_env_filter(checked("info")).with_filter_reloading();
+        let set_level = set_level(log.reload_handle());
+        tracing::subscriber::with_default(log.finish(), || {
+            assert!(!tracing::enabled!(tracing::Level::DEBUG));
+            set_level("debug");
+            assert!(tracing::enabled!(tracing::Level::DEBUG));
+        });
     }
 
     #[test]

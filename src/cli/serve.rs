@@ -42,7 +42,8 @@ pub fn run(args: &Args, global: &Global) -> ExitCode {
         Err(errors) => return fail_loading(&errors),
     };
     let config::Settings { daemon, mut mounts } = settings;
-    log::start(&daemon.log_level, daemon.log_format);
+    // For a daemon that reads its configuration again.
+    let _set_level = log::start(&daemon.log_level, daemon.log_format);
     for warning in warnings {
         tracing::warn!("{warning}");
     }
