@@ -1,6 +1,7 @@
 //! The options that say what to serve, the same for `serve` and `config show`.
 
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use super::{Global, absolute, flag};
@@ -63,7 +64,8 @@ impl Args {
         ];
         Sources {
             file: self.config.clone(),
-            environment: std::env::vars_os().collect(),
+            // The rest, secrets among it perhaps, is not kept.
+            environment: std::env::vars_os().filter(|(name, _)| name.as_bytes().starts_with(b"LIGHTHOUSE_")).collect(),
             flags: Flags {
                 values: values.into_iter().filter_map(|(key, value)| Some((key, value?))).collect(),
                 mounted_at: self.mounted_at.clone(),

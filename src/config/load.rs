@@ -217,7 +217,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const TWO: &str = "[[mount]]\nname = 'a'\nsource = '/srv/a'\nmountpoint = '/mnt/a'\nbackend = 'fuse2'\n\
+    const TWO: &str = "[[mount]]\nname = 'a'\nsource = '/srv/a'\nmountpoint = '/mnt/a'\nhelper = 'direct'\n\
                        [[mount]]\nname = 'b'\nsource = '/srv/b'\nmountpoint = '/mnt/b'\n";
     const ONE: &str =
         "[daemon]\nlog_level = 'warn'\n[[mount]]\nsource = 'a'\nmountpoint = '/mnt/a'\nio.threads = 0x10\n";
@@ -250,7 +250,7 @@ mod tests {
     fn each_layer_beats_the_one_below() {
         let key = "daemon.log_level";
         let environment = [("LIGHTHOUSE_LOG_LEVEL", "error")];
-        let none = loaded(&TWO.replace("'fuse2'", "'auto'"), &[], &[]).unwrap();
+        let none = loaded(TWO, &[], &[]).unwrap();
         assert_eq!(shown(&none, None, key), "\"info\" from default");
         let file = loaded(ONE, &[], &[]).unwrap();
         assert_eq!(shown(&file, None, key), "\"warn\" from lighthouse-fs.toml:2");
@@ -267,8 +267,8 @@ mod tests {
         for mount in &loaded.settings.mounts {
             assert_eq!((mount.io.max_write, mount.read_only), (1 << 16, true));
         }
-        assert_eq!(shown(&loaded, Some("a"), "mount.backend"), "\"fuse2\" from lighthouse-fs.toml:5");
-        assert_eq!(shown(&loaded, Some("b"), "mount.backend"), "\"auto\" from default");
+        assert_eq!(shown(&loaded, Some("a"), "mount.helper"), "\"direct\" from lighthouse-fs.toml:5");
+        assert_eq!(shown(&loaded, Some("b"), "mount.helper"), "\"auto\" from default");
         assert_eq!(shown(&loaded, Some("b"), "mount.io.max_write"), "\"64KiB\" from LIGHTHOUSE_FUSE_MAX_WRITE");
     }
 
@@ -301,6 +301,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg(feature = "fuse2")]
     fn the_old_names_are_understood() {
         let old = loaded(ONE, &[("LIGHTHOUSE_FUSE_BACKEND", "fusepy"), ("LIGHTHOUSE_FUSE_FALLBACK", "False")], &[]);
         let mount = &old.unwrap().settings.mounts[0];
