@@ -7,6 +7,8 @@ use super::keys::{DAEMON, Key, MOUNT};
 use super::load::{Draft, Section};
 use super::problem::{Origin, Problem, Wrong, quoted};
 
+/// All names begin so; without it, slips of the pen are told better.
+const PREFIX: &str = "LIGHTHOUSE_";
 /// Sets the log level to debug, unless a level is named elsewhere in the environment.
 pub(super) const DEBUG: &str = "LIGHTHOUSE_FUSE_DEBUG";
 /// Variables that later versions heed.
@@ -109,12 +111,10 @@ fn warn(draft: &mut Draft, environment: &[(OsString, OsString)]) {
     let of_keys = DAEMON.iter().filter_map(|key| key.variable).chain(MOUNT.iter().filter_map(|key| key.variable));
     let known: Vec<_> = of_keys.chain([DEBUG]).collect();
     for name in environment.iter().filter(|(_, value)| !value.is_empty()).filter_map(|(name, _)| name.to_str()) {
-        if known.contains(&name) || !name.starts_with("LIGHTHOUSE_") {
-            continue;
-        }
+        let Some(own) = name.strip_prefix(PREFIX).filter(|_| !known.contains(&name)) else { continue };
         if LATER.contains(&name) {
             draft.warnings.push(format!("{name} is not supported by this version and has no effect"));
-        } else if let Some(meant) = nearest(name, known.iter().copied(), str::to_owned) {
+        } else if let Some(meant) = nearest(own, known.iter().copied(), |known| known.replacen(PREFIX, "", 1)) {
             draft.warnings.push(format!("{name} has no effect; did you mean {meant}?"));
         }
     }

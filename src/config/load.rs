@@ -328,6 +328,7 @@ mod tests {
             ("LIGHTHOUSE_SHADOW_PORT", ""),
             ("LIGHTHOUSE_TEST_TIER", "quick"),
             ("LIGHTHOUSE_KEEPERS_NAME", "Ada"),
+            ("LIGHTHOUSE_FUSE_HELPER", "direct"),
         ];
         assert_eq!(
             loaded(ONE, &environment, &[]).unwrap().warnings,
