@@ -48,7 +48,7 @@
 //! | [`connection`] | the kernel's side: mounting, FUSE_INIT, ports (the trait; attach, drain, park) |
 //! | [`vfs`] | what the file system does: the trait, and pass-through |
 //! | [`ledger`] | the shared mapping: its layout and the rules of writing it |
-//! | [`config`] | plain data; every module may import it |
+//! | [`config`] | plain data, and how it is read from file, environment and flags; every module may import it |
 //! | [`mod@bench`] | the load that demo and tests use |
 
 #[cfg(not(any(feature = "fuse2", feature = "fuse3")))]

@@ -32,6 +32,8 @@ fn serve(folder: &Path, source: &str, mountpoint: &str) -> (i32, String, String)
 #[case(&["status", "--help"], "Examples:")]
 #[case(&["switch", "--help"], "Examples:")]
 #[case(&["backends", "--help"], "Example:")]
+#[case(&["check-config", "--help"], "Exit codes: 0 good, 78 not")]
+#[case(&["config", "--help"], "Examples:")]
 #[case(&["--version"], concat!("lighthouse-fs ", env!("CARGO_PKG_VERSION")))]
 fn help_is_an_answer(#[case] arguments: &[&str], #[case] expected: &str) {
     let (code, answer, errors) = run(arguments);
@@ -45,9 +47,11 @@ fn help_is_an_answer(#[case] arguments: &[&str], #[case] expected: &str) {
 #[case(&["serve", "--source", "/srv"], "--mountpoint")]
 #[case(&["serve", "--source", "/srv", "--mountpoint", "/mnt", "--backend", "fuse4"], "use auto, fuse2 or fuse3")]
 #[case(&["serve", "--source", "/srv", "--mountpoint", "/mnt", "--name", "a/b"], "letters, digits")]
-#[case(&["serve", "--source", "/srv", "--mountpoint", "/mnt", "--threads", "0"], "1..=64")]
+#[case(&["serve", "--source", "/srv", "--mountpoint", "/mnt", "--threads", "0"], "use 1 to 64")]
 #[case(&["serve", "--source", "", "--mountpoint", "/mnt"], "empty")]
-#[case(&["serve", "--config", "/etc/lighthouse-fs.toml"], "--config")]
+#[case(&["serve", "--config", "/etc/lighthouse-fs.toml", "--source", "/srv"], "cannot be used with")]
+#[case(&["serve"], "nothing to serve")]
+#[case(&["check-config"], "<FILE>")]
 #[case(&["switch", "default", "fuse4"], "use fuse2 or fuse3")]
 #[case(&["status", "--log-level", "fuse3=loud"], "use error, warn, info")]
 #[case(&["status", "--log-format", "xml"], "text, json")]

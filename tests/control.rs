@@ -128,7 +128,9 @@ impl Daemon {
         let listener = UnixListener::bind(&socket).unwrap();
         let prober = Prober::off("nothing is mounted");
         let handle = Handle { facts: watcher.clone(), prober, requests: requests.clone() };
-        tokio::spawn(api::serve(listener, Mounts::new(vec![handle]), std::future::pending()));
+        let mounts = Mounts::new(false);
+        mounts.set(vec![handle]);
+        tokio::spawn(api::serve(listener, mounts, std::future::pending()));
         let settled = watcher.wait_for(|facts| facts.phase != Phase::Starting);
         timeout(PATIENCE, settled).await.unwrap().unwrap();
         Self { client: Client::new(&socket), requests, task, folder }
@@ -470,7 +472,7 @@ async fn strangers_are_told_who_may_ask() {
     let socket = folder.path().join("control.sock");
     let listener = UnixListener::bind(&socket).unwrap();
     let stranger = Extension(ConnectInfo(Peer { uid: Some(54321) }));
-    let routes = router(Mounts::new(vec![])).layer(stranger);
+    let routes = router(Mounts::new(false)).layer(stranger);
     tokio::spawn(async { axum::serve(listener, routes).await });
     let client = Client::new(&socket);
     let (status, why) = refusal(client.status().await);

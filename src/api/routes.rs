@@ -22,6 +22,10 @@ const LARGEST_BODY: usize = 4 << 10;
 
 /// What lies behind the routes.
 pub trait Control: Clone + Send + Sync + 'static {
+    /// Whether a group may control it: then whoever the mode of the socket lets in is admitted, since the kernel has looked
+    /// at all groups of that process, of which SO_PEERCRED tells only one.
+    fn admits_group(&self) -> bool;
+
     /// How everything is doing. Must not wait for anything.
     fn status(&self) -> Status;
 
@@ -79,8 +83,8 @@ pub struct Peer {
 
 impl Peer {
     /// Whether this user may control a daemon that runs as `daemon`.
-    fn may_control(self, daemon: u32) -> bool {
-        self.uid.is_some_and(|uid| uid == 0 || uid == daemon)
+    fn may_control(self, daemon: u32, admits_group: bool) -> bool {
+        self.uid.is_some_and(|uid| uid == 0 || uid == daemon || admits_group)
     }
 }
 
@@ -114,15 +118,20 @@ pub fn router<C: Control>(control: C) -> Router {
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(LARGEST_BODY))
-        .layer(middleware::from_fn(authorise))
+        .layer(middleware::from_fn_with_state(control.admits_group(), authorise))
         .with_state(control)
 }
 
-/// Lets root and the daemon's own user pass, for every route: what a mount serves, and from where, is nobody else's
+/// Lets root, the daemon's own user and the socket's group pass, for every route: what a mount serves, and from where, is nobody else's
 /// business.
-async fn authorise(ConnectInfo(peer): ConnectInfo<Peer>, request: Request, next: Next) -> Response {
+async fn authorise(
+    State(admits_group): State<bool>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    request: Request,
+    next: Next,
+) -> Response {
     let daemon = rustix::process::geteuid().as_raw();
-    if peer.may_control(daemon) {
+    if peer.may_control(daemon, admits_group) {
         return next.run(request).await;
     }
     problem(
@@ -187,11 +196,16 @@ mod tests {
     use rstest::rstest;
 
     #[rstest]
-    #[case(Some(0), true)]
-    #[case(Some(1000), true)]
-    #[case(Some(1001), false)]
-    #[case(None, false)]
-    fn root_and_the_own_user_may(#[case] uid: Option<u32>, #[case] allowed: bool) {
-        assert_eq!(Peer { uid }.may_control(1000), allowed);
+    #[case(Some(0), false, true)]
+    #[case(Some(1000), false, true)]
+    #[case(Some(1001), false, false)]
+    #[case(Some(1001), true, true)]
+    #[case(None, true, false)]
+    fn root_the_own_user_and_the_group_may(
+        #[case] uid: Option<u32>,
+        #[case] admits_group: bool,
+        #[case] allowed: bool,
+    ) {
+        assert_eq!(Peer { uid }.may_control(1000, admits_group), allowed);
     }
 }

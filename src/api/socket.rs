@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Mode, flock};
 
 /// Name of the socket in its folder.
 const NAME: &str = "control.sock";
@@ -144,12 +144,13 @@ impl Drop for Listening {
 
 /// Listens on `path`. A socket that a killed daemon left there is replaced, a living daemon's is not.
 ///
-/// The socket's mode is 0600: the kernel turns strangers away before they can occupy connections of the daemon, and the
-/// client turns its EACCES into a sentence. (The uid of each peer is checked all the same.)
+/// The socket's mode is 0600, or 0660 with a group: the kernel turns strangers away before they can occupy connections of
+/// the daemon, and the client turns its EACCES into a sentence. (Without a group the uid of each peer is checked all the
+/// same.) To be called while there is one thread: the umask is changed for a moment.
 ///
 /// # Errors
-/// When another daemon listens, or the folder or the socket cannot be made.
-pub fn listen(path: &Path) -> Result<Listening, ListenError> {
+/// When another daemon listens, the folder or the socket cannot be made, or there is no such group.
+pub fn listen(path: &Path, group: Option<&str>) -> Result<Listening, ListenError> {
     let failed = |action| move |source| ListenError::Failed { action, path: path.into(), source };
     let folder = path.parent().ok_or_else(|| failed("placed")(io::ErrorKind::InvalidInput.into()))?;
     make_folder(folder)?;
@@ -161,15 +162,32 @@ pub fn listen(path: &Path) -> Result<Listening, ListenError> {
         Err(Errno::ECONNREFUSED) if is_socket(path) => fs::remove_file(path).map_err(failed("replaced"))?,
         Err(error) => return Err(failed("used")(error.into())),
     }
-    let listener = UnixListener::bind(path).map_err(failed("made"))?;
+    let group = group.map(|name| find_group(name, path)).transpose()?;
+    // Nobody may slip in before the mode is set.
+    let before = rustix::process::umask(Mode::from_raw_mode(0o177));
+    let listener = UnixListener::bind(path);
+    rustix::process::umask(before);
+    let listener = listener.map_err(failed("made"))?;
     let metadata = path.symlink_metadata().map_err(failed("examined"))?;
     let listening =
         Listening { path: path.into(), identity: (metadata.dev(), metadata.ino()), listener: Some(listener) };
-    fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed("protected"))?;
+    if let Some(group) = group {
+        std::os::unix::fs::chown(path, None, Some(group)).map_err(failed("given to its group"))?;
+        fs::set_permissions(path, Permissions::from_mode(0o660)).map_err(failed("protected"))?;
+    }
     if let Some(listener) = &listening.listener {
         listener.set_nonblocking(true).map_err(failed("used"))?;
     }
     Ok(listening)
+}
+
+fn find_group(name: &str, path: &Path) -> Result<u32, ListenError> {
+    let failed = |source| ListenError::Failed { action: "given to its group", path: path.into(), source };
+    match nix::unistd::Group::from_name(name) {
+        Ok(Some(group)) => Ok(group.gid.as_raw()),
+        Ok(None) => Err(failed(io::Error::other(format!("there is no group \"{name}\": see `socket_group`")))),
+        Err(error) => Err(failed(error.into())),
+    }
 }
 
 /// Tries whether somebody listens, without waiting: EAGAIN when somebody does who has stopped accepting.
@@ -235,15 +253,15 @@ mod tests {
     fn a_living_daemon_keeps_its_socket_and_a_dead_one_loses_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deep/er/control.sock");
-        let first = listen(&path).unwrap();
+        let first = listen(&path, None).unwrap();
         assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
-        assert!(matches!(listen(&path), Err(ListenError::InUse(_))));
+        assert!(matches!(listen(&path, None), Err(ListenError::InUse(_))));
         drop(first);
         assert!(!path.exists());
 
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists(), "what a killed daemon leaves");
-        let mut second = listen(&path).unwrap();
+        let mut second = listen(&path, None).unwrap();
         assert!(second.take().is_some());
     }
 
@@ -252,7 +270,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control.sock");
         fs::write(&path, "precious").unwrap();
-        assert!(matches!(listen(&path), Err(ListenError::Failed { action: "used", .. })));
+        assert!(matches!(listen(&path, None), Err(ListenError::Failed { action: "used", .. })));
         assert_eq!(fs::read(&path).unwrap(), b"precious");
     }
 
@@ -260,9 +278,9 @@ mod tests {
     fn a_socket_that_took_the_place_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control.sock");
-        let first = listen(&path).unwrap();
+        let first = listen(&path, None).unwrap();
         fs::rename(&path, folder.path().join("away")).unwrap();
-        let second = listen(&path).unwrap();
+        let second = listen(&path, None).unwrap();
         drop(first);
         assert!(path.exists());
         drop(second);

@@ -1,6 +1,8 @@
 //! The command line: one file per subcommand. Answers go to standard output, logs and errors to standard error.
 
 mod backends;
+mod check_config;
+mod config;
 mod demo;
 mod end_servers;
 mod health;
@@ -10,6 +12,7 @@ mod log;
 mod probe;
 mod serve;
 mod server;
+mod sources;
 mod status;
 mod switch;
 
@@ -22,6 +25,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::api::{ClientError, socket};
+use crate::config::{Errors, Origin, Wrong, check_flag};
 
 /// Exit codes; scripts and units lean on them (64 and 78 as in sysexits.h).
 pub mod exit {
@@ -43,6 +47,7 @@ const EXAMPLES: &str = "Examples:
   lighthouse-fs switch default fuse2
   lighthouse-fs health
   lighthouse-fs backends
+  lighthouse-fs config example
 
 Exit codes: 0 done, 1 failed, 2 degraded (health only), 3 no daemon answers on the socket, 64 wrong usage, 78 wrong configuration.";
 
@@ -80,6 +85,8 @@ enum Command {
     Switch(switch::Args),
     Health(health::Args),
     Backends(backends::Args),
+    CheckConfig(check_config::Args),
+    Config(config::Args),
     Demo(demo::DemoArgs),
     EndServers(end_servers::Args),
     #[command(hide = true)]
@@ -100,16 +107,22 @@ pub fn main() -> ExitCode {
     if matches!(command, Command::Serve(_)) && init::is_needed() {
         return init::run();
     }
-    log::start(&global.log);
+    // A daemon's log is configured, a server's can be changed: both start it themselves.
+    if !matches!(command, Command::Serve(_) | Command::Server(_)) {
+        // One question to a daemon, or one load: nobody changes it.
+        drop(global.log.start());
+    }
     match command {
-        Command::Serve(args) => serve::run(args, &global),
+        Command::Serve(args) => serve::run(&args, &global),
         Command::Status(args) => status::run(&args, &global),
         Command::Switch(args) => switch::run(&args, &global),
         Command::Health(args) => health::run(&args, &global),
         Command::Backends(args) => backends::run(&args),
+        Command::CheckConfig(args) => check_config::run(&args),
+        Command::Config(args) => config::run(&args, &global),
         Command::Demo(args) => demo::run(&args),
         Command::EndServers(args) => end_servers::run(&args, &global),
-        Command::Server(args) => server::run(&args),
+        Command::Server(args) => server::run(&args, &global),
         Command::Probe(args) => probe::run(&args),
         Command::Load(args) => load::run(args),
     }
@@ -151,6 +164,19 @@ fn fail(code: u8, why: impl Display) -> ExitCode {
     }
 }
 
+/// Says everything that is wrong with a configuration, one thing a line, so that editors find the place.
+fn fail_loading(errors: &Errors) -> ExitCode {
+    let mut stderr = io::stderr().lock();
+    for problem in errors.problems() {
+        // Without a place to begin with, it begins as other errors do.
+        let begin = if problem.origin == Origin::Default { "error: " } else { "" };
+        if writeln!(stderr, "{begin}{}", printable(problem)).is_err() {
+            break;
+        }
+    }
+    ExitCode::from(if errors.only_missing() { exit::USAGE } else { exit::CONFIGURATION })
+}
+
 fn fail_asking(error: &ClientError) -> ExitCode {
     fail(if error.is_unanswered() { exit::NO_DAEMON } else { exit::FAILED }, error)
 }
@@ -173,6 +199,11 @@ fn absolute(path: &str) -> io::Result<PathBuf> {
         Some(_) => Ok(path),
         None => Err(io::Error::other("the path is not UTF-8: name it, and start from a folder, whose name is")),
     }
+}
+
+/// A reader of flags by the rules of a key of the configuration.
+fn flag(key: &'static str) -> impl Fn(&str) -> Result<String, Wrong> + Clone + Send + Sync {
+    move |text| check_flag(key, text).map(|()| text.to_owned())
 }
 
 /// Text of another process without what a terminal would obey.

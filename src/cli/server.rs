@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::{exit, fail};
+use super::{Global, exit, fail};
 use crate::daemon::process::{self, Inherited};
 use crate::server;
 
@@ -15,9 +15,12 @@ pub struct Args {
 }
 
 /// Serves until told to stop.
-pub fn run(args: &Args) -> ExitCode {
+pub fn run(args: &Args, global: &Global) -> ExitCode {
+    let set_log_level = global.log.start();
     match process::inherited(args.device) {
-        Ok(Inherited { line, ledger, shared, device }) => server::run(line, ledger, shared, device).into(),
+        Ok(Inherited { line, ledger, shared, device }) => {
+            server::run(line, ledger, shared, device, set_log_level).into()
+        }
         Err(error) => fail(exit::USAGE, error),
     }
 }

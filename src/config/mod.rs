@@ -1,4 +1,15 @@
-//! What a mount is to be: plain data that every module may import.
+//! What a mount is to be: plain data that every module may import, and [`load()`], which makes it from a file, the
+//! environment and flags. Nothing that the data name is touched here: it may be a dead mount.
+
+mod changes;
+mod check;
+mod environment;
+mod file;
+mod keys;
+mod load;
+mod problem;
+mod text;
+mod value;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -6,6 +17,12 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+pub use changes::{Change, Changes, changes};
+pub use keys::Effect;
+pub use load::{Flags, Loaded, Shown, Sources, check_flag, load};
+pub use problem::{Errors, Origin, Problem, Wrong};
+pub use text::{example, reference};
 
 /// One FUSE stack.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord, Serialize, Deserialize)]
@@ -100,6 +117,15 @@ impl BackendChoice {
             Self::Only(backend) => backend,
             Self::Auto if Backend::Fuse3.is_built_in() => Backend::Fuse3,
             Self::Auto => Backend::Fuse2,
+        }
+    }
+}
+
+impl fmt::Display for BackendChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.pad("auto"),
+            Self::Only(backend) => backend.fmt(f),
         }
     }
 }
@@ -235,6 +261,35 @@ pub enum LogFormat {
     Json,
 }
 
+impl LogFormat {
+    /// The name in options and messages.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }
+    }
+}
+
+impl fmt::Display for LogFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for LogFormat {
+    type Err = UnknownName;
+
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
+        [Self::Text, Self::Json].into_iter().find(|format| format.name() == name).ok_or_else(|| UnknownName {
+            what: "log format",
+            given: name.into(),
+            expected: "text or json",
+        })
+    }
+}
+
 /// The daemon itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Daemon {
@@ -303,6 +358,14 @@ pub struct Mount {
     pub cache: Cache,
     /// How long to wait for what.
     pub deadlines: Deadlines,
+}
+
+impl Daemon {
+    /// A daemon with defaults that listens there.
+    #[must_use]
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self { socket: socket.into(), socket_group: None, log_level: "info".into(), log_format: LogFormat::default() }
+    }
 }
 
 impl Mount {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::RwLock;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -33,7 +34,7 @@ pub struct Plan {
     /// Where the daemon listens.
     pub socket: PathBuf,
     /// Options of the program that its servers get too.
-    pub server_arguments: Vec<String>,
+    pub server_arguments: Arc<RwLock<Vec<String>>>,
     /// Whether the mount is all that its daemon is for: then what fails at first is not tried again, and the daemon ends
     /// when somebody unmounts it.
     pub alone: bool,
@@ -170,8 +171,8 @@ impl Keeper {
             let settled = Arc::new(Mount { mountpoint: place.clone(), ..(*mount).clone() });
             self.facts.send_modify(|facts| facts.mount = settled);
         }
-        let server =
-            process::start(device, &self.plan.server_arguments).map_err(|error| End::Failed(error.to_string()))?;
+        let server = process::start(device, &self.plan.server_arguments.read())
+            .map_err(|error| End::Failed(error.to_string()))?;
         Ok((server, place, Beginning::Serve { meeting: self.plan.meeting.clone(), resume }))
     }
 
@@ -268,6 +269,8 @@ impl Keeper {
                     self.facts.send_modify(|facts| facts.mount = mount);
                     return true;
                 }
+                // The next server gets it among its arguments.
+                Some(Request::LogLevel(_)) => {}
                 Some(Request::Stop) | None => return false,
             }
         }

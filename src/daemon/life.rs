@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
+use parking_lot::RwLock;
 use sd_notify::NotifyState;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -21,7 +22,7 @@ use super::status::{Handle, Mounts};
 use super::{Refusal, leftover, preflight, process};
 use crate::api;
 use crate::api::socket::{self, Listening};
-use crate::config::{Mount, Settings};
+use crate::config::{self, Effect, Mount, Settings};
 
 /// For answers that are on their way when the daemon ends.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -40,7 +41,7 @@ pub struct Options {
     /// Reads the configuration again; without it SIGHUP is a hang-up, and stops.
     pub reload: Option<Reload>,
     /// Options of the program that its servers get too: those of the log.
-    pub server_arguments: Vec<String>,
+    pub server_arguments: fn(&config::Daemon) -> Vec<String>,
 }
 
 /// Why a daemon ended other than by being told to.
@@ -84,7 +85,8 @@ pub fn run(options: Options) -> Result<(), Failure> {
     if let ([mount], true) = (&options.settings.mounts[..], options.alone) {
         check_alone(mount, device.is_some(), &options.settings.daemon.socket)?;
     }
-    let mut listening = socket::listen(&options.settings.daemon.socket).map_err(other)?;
+    let daemon = &options.settings.daemon;
+    let mut listening = socket::listen(&daemon.socket, daemon.socket_group.as_deref()).map_err(other)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(other)?;
     let end = runtime.block_on(async {
         let mut life = Life::new(options);
@@ -109,13 +111,17 @@ fn check_alone(mount: &Mount, is_given: bool, socket: &Path) -> Result<(), Failu
 
 struct Life {
     options: Options,
+    server_arguments: Arc<RwLock<Vec<String>>>,
     mounts: Mounts,
     keepers: JoinSet<(String, End)>,
 }
 
 impl Life {
     fn new(options: Options) -> Self {
-        Self { options, mounts: Mounts::new(Vec::new()), keepers: JoinSet::new() }
+        let daemon = &options.settings.daemon;
+        let server_arguments = Arc::new(RwLock::new((options.server_arguments)(daemon)));
+        let mounts = Mounts::new(daemon.socket_group.is_some());
+        Self { options, server_arguments, mounts, keepers: JoinSet::new() }
     }
 
     async fn live(&mut self, device: Option<std::os::fd::OwnedFd>, listening: &mut Listening) -> Result<(), Failure> {
@@ -148,7 +154,7 @@ impl Life {
         let plan = Plan {
             meeting: is_left.then(|| socket::server(&socket, &mount.name)),
             socket,
-            server_arguments: self.options.server_arguments.clone(),
+            server_arguments: self.server_arguments.clone(),
             alone: self.options.alone,
         };
         let name = mount.name.clone();
@@ -164,10 +170,10 @@ impl Life {
             for (name, result) in leftover::end(&folder, |name| !wanted.iter().any(|wanted| wanted == name)) {
                 match result {
                     Ok(()) => {
-                        tracing::warn!(mount = name, "it is no longer configured, but was still served: unmounted")
+                        tracing::warn!(mount = name, "it is no longer configured, but was still served: unmounted");
                     }
                     Err(error) => {
-                        tracing::error!(mount = name, %error, "it is no longer configured, and its server does not end")
+                        tracing::error!(mount = name, %error, "it is no longer configured, and its server does not end");
                     }
                 }
             }
@@ -255,14 +261,32 @@ impl Life {
     }
 
     fn take(&mut self, settings: Settings) {
-        let old = std::mem::replace(&mut self.options.settings, settings);
-        if old.daemon.socket != self.options.settings.daemon.socket
-            || old.daemon.socket_group != self.options.settings.daemon.socket_group
-        {
-            tracing::warn!("another control socket or group needs a restart of the daemon");
-            self.options.settings.daemon.socket.clone_from(&old.daemon.socket);
-            self.options.settings.daemon.socket_group.clone_from(&old.daemon.socket_group);
+        let changes = config::changes(&self.options.settings, &settings);
+        for change in changes.values {
+            let mount = change.mount.as_deref();
+            match change.effect {
+                Effect::Live => tracing::info!(mount, "{}: {} instead of {}", change.key, change.to, change.from),
+                Effect::Remount => tracing::warn!(
+                    mount,
+                    "{}: {} instead of {} counts when this mount is mounted again",
+                    change.key,
+                    change.to,
+                    change.from
+                ),
+                Effect::Restart => tracing::warn!(
+                    "{}: {} instead of {} needs a restart of the daemon",
+                    change.key,
+                    change.to,
+                    change.from
+                ),
+            }
         }
+        let old = std::mem::replace(&mut self.options.settings, settings);
+        let daemon = &mut self.options.settings.daemon;
+        daemon.socket.clone_from(&old.daemon.socket);
+        daemon.socket_group.clone_from(&old.daemon.socket_group);
+        let new_level = (daemon.log_level != old.daemon.log_level).then(|| daemon.log_level.clone());
+        *self.server_arguments.write() = (self.options.server_arguments)(daemon);
         let mut known = self.mounts.all();
         let mut handles = Vec::new();
         for mount in self.options.settings.mounts.clone() {
@@ -274,12 +298,11 @@ impl Life {
                 continue;
             };
             let handle = known.swap_remove(index);
-            let request = Request::Reconfigure(Arc::new(mount));
-            if handle.requests.try_send(request).is_err() {
-                tracing::error!(
-                    mount = handle.name(),
-                    "it has too much to do to take a new configuration: reload again"
-                );
+            let requests = [Some(Request::Reconfigure(Arc::new(mount))), new_level.clone().map(Request::LogLevel)];
+            for request in requests.into_iter().flatten() {
+                if handle.requests.try_send(request).is_err() {
+                    tracing::error!(mount = handle.name(), "it is too busy to take a new configuration: reload again");
+                }
             }
             handles.push(handle);
         }

@@ -48,6 +48,8 @@ pub enum Request {
     Stop,
     /// Be like this from now on, as far as that goes while it is served; try again if it is not.
     Reconfigure(Arc<Mount>),
+    /// Log this from now on.
+    LogLevel(String),
 }
 
 /// Where a mount's life has got to.
@@ -145,7 +147,7 @@ pub enum Beginning {
         resume: Option<Backend>,
     },
     /// It serves already, started by an earlier daemon.
-    Adopted(Hello),
+    Adopted(Box<Hello>),
 }
 
 /// The task of one server: from its first order, or its adoption, to its end.
@@ -193,7 +195,7 @@ impl<'a> Task<'a> {
         let begun = match beginning {
             Beginning::Serve { meeting, resume } => self.start(meeting, resume).await,
             Beginning::Adopted(hello) => {
-                self.greet(hello);
+                self.greet(*hello);
                 Ok(())
             }
         };
@@ -226,7 +228,11 @@ impl<'a> Task<'a> {
                         continue;
                     }
                     Some(Request::Reconfigure(mount)) => {
-                        self.reconfigure(mount);
+                        self.reconfigure(&mount);
+                        continue;
+                    }
+                    Some(Request::LogLevel(level)) => {
+                        self.set_log_level(level);
                         continue;
                     }
                     Some(Request::Stop) | None => return Err(self.stop().await),
@@ -265,15 +271,15 @@ impl<'a> Task<'a> {
         }
     }
 
-    /// Takes what can change under a server that serves.
-    fn reconfigure(&mut self, wanted: Arc<Mount>) {
-        let live = Mount { deadlines: wanted.deadlines, fallback: wanted.fallback, ..(*self.mount).clone() };
-        if live != *wanted {
-            tracing::warn!(
-                mount = self.mount.name,
-                "what has changed beside `deadlines` and `fallback` needs a restart of this mount: its server goes on as it was started"
-            );
+    fn set_log_level(&self, level: String) {
+        if let Err(error) = self.server.send(&Order::LogLevel { level }) {
+            tracing::warn!(mount = self.mount.name, %error, "the server cannot be told of a new log level");
         }
+    }
+
+    /// Takes what can change under a server that serves; the rest counts when it is mounted again.
+    fn reconfigure(&mut self, wanted: &Mount) {
+        let live = Mount { deadlines: wanted.deadlines, fallback: wanted.fallback, ..(*self.mount).clone() };
         if live.deadlines != self.mount.deadlines
             && let Err(error) = self.server.send(&Order::Adjust { deadlines: live.deadlines })
         {
@@ -293,7 +299,11 @@ impl<'a> Task<'a> {
                 request = self.requests.recv() => match request {
                     Some(Request::Switch { to, reason, answer }) => self.answer_switch(to, reason, answer).await,
                     Some(Request::Reconfigure(mount)) => {
-                        self.reconfigure(mount);
+                        self.reconfigure(&mount);
+                        None
+                    }
+                    Some(Request::LogLevel(level)) => {
+                        self.set_log_level(level);
                         None
                     }
                     Some(Request::Stop) | None => Some(self.stop().await),

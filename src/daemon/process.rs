@@ -98,7 +98,7 @@ pub enum AdoptError {
 ///
 /// # Errors
 /// When one is there and cannot be adopted; it serves on.
-pub fn adopt(meeting: &Path, limit: Duration) -> Result<Option<(Server, Hello)>, AdoptError> {
+pub fn adopt(meeting: &Path, limit: Duration) -> Result<Option<(Server, Box<Hello>)>, AdoptError> {
     let silent = |error: &dyn std::fmt::Display| AdoptError::Silent(error.to_string());
     let Some((line, pid)) = meeting::visit(meeting).map_err(|error| silent(&error))? else { return Ok(None) };
     // As plain JSON first: a server of another version says hello in another form.
@@ -110,7 +110,7 @@ pub fn adopt(meeting: &Path, limit: Duration) -> Result<Option<(Server, Hello)>,
     match (serde_json::from_value(said).map_err(|error| silent(&error))?, shared) {
         (Report::Hello(hello), Some(shared)) => {
             let ledger = Ledger::open(shared).map_err(|error| silent(&error))?;
-            Ok(Some((Server { line, ledger, process: Process::Adopted(pid) }, *hello)))
+            Ok(Some((Server { line, ledger, process: Process::Adopted(pid) }, hello)))
         }
         (Report::Failed { message }, _) => Err(AdoptError::Silent(message)),
         (other, _) => Err(AdoptError::Silent(format!("it says {other:?}"))),

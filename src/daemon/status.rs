@@ -20,6 +20,7 @@ pub struct Mounts(Arc<Inner>);
 
 struct Inner {
     started: SystemTime,
+    admits_group: bool,
     /// In the order of the configuration.
     mounts: RwLock<Vec<Handle>>,
 }
@@ -36,10 +37,10 @@ pub struct Handle {
 }
 
 impl Mounts {
-    /// These mounts, of a daemon that starts now.
+    /// No mounts yet, of a daemon that starts now. `admits_group`: the group of the socket may control it.
     #[must_use]
-    pub fn new(mounts: Vec<Handle>) -> Self {
-        Self(Arc::new(Inner { started: SystemTime::now(), mounts: RwLock::new(mounts) }))
+    pub fn new(admits_group: bool) -> Self {
+        Self(Arc::new(Inner { started: SystemTime::now(), admits_group, mounts: RwLock::default() }))
     }
 
     /// All of them now.
@@ -55,6 +56,10 @@ impl Mounts {
 }
 
 impl Control for Mounts {
+    fn admits_group(&self) -> bool {
+        self.0.admits_group
+    }
+
     fn status(&self) -> Status {
         let daemon = Daemon { version: env!("CARGO_PKG_VERSION").into(), pid: process::id(), started: self.0.started };
         Status { schema: SCHEMA, daemon, mounts: self.all().iter().map(Handle::status).collect() }

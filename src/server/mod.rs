@@ -51,12 +51,18 @@ pub fn switch_limit(deadlines: &Deadlines) -> Duration {
 /// Serves one mount until the daemon says [`Stop`](Order::Stop), or somebody unmounts it. When the daemon is gone it
 /// serves on until the next one comes, or ends too: as the order to serve says. Returns the exit code of the process.
 ///
-/// The first message on `line` must be [`Serve`](Order::Serve). `shared` is the ledger's descriptor, for the next daemon.
+/// `set_log_level` changes what this process logs. The first message on `line` must be [`Serve`](Order::Serve). `shared` is the ledger's descriptor, for the next daemon.
 /// `device` is a FUSE descriptor that was handed in, if the
 /// mount point is `/dev/fd/N`. The process must have no other thread yet: the server sets its umask, signal mask, limits
 /// and PATH.
-pub fn run(line: Line, ledger: Ledger, shared: OwnedFd, device: Option<OwnedFd>) -> u8 {
-    let mut daemon = Daemon { line: Some(line), meeting: None };
+pub fn run(
+    line: Line,
+    ledger: Ledger,
+    shared: OwnedFd,
+    device: Option<OwnedFd>,
+    set_log_level: Box<dyn Fn(&str)>,
+) -> u8 {
+    let mut daemon = Daemon { line: Some(line), meeting: None, set_log_level };
     match serve(&mut daemon, ledger, shared, device) {
         Ok(()) => 0,
         Err(error) => {
@@ -73,6 +79,8 @@ struct Daemon {
     line: Option<Line>,
     /// Where the next one comes to.
     meeting: Option<Meeting>,
+    /// What it may change of this process's log.
+    set_log_level: Box<dyn Fn(&str)>,
 }
 
 impl Daemon {
@@ -346,6 +354,10 @@ impl Control {
             Order::Adjust { deadlines } => {
                 self.mount.deadlines = deadlines;
                 self.served.set_deadlines(deadlines);
+                return Ok(None);
+            }
+            Order::LogLevel { level } => {
+                (daemon.set_log_level)(&level);
                 return Ok(None);
             }
             Order::Serve { .. } => Report::Failed { message: "this server serves already".into() },

@@ -52,6 +52,11 @@ pub enum Order {
         /// Why, in a word: `operator`, `rollback` …
         reason: String,
     },
+    /// Log this from now on. Answered by nothing.
+    LogLevel {
+        /// A level or filter that has passed the checks of the configuration.
+        level: String,
+    },
     /// Unmount and end. Answered by [`Report::Stopped`], then the server exits.
     Stop,
 }

@@ -1,0 +1,180 @@
+//! What values are to each other: names and mount points that meet, a source in its mount point, a socket in a mount. By
+//! the text alone; links are resolved when a daemon starts.
+
+use std::path::{Component, Path, PathBuf};
+
+use super::Mount;
+use super::load::{Draft, Section};
+use super::problem::{Origin, Problem, Wrong};
+
+/// A daemon has a process for each; and each is compared with each.
+const MOST_MOUNTS: usize = 256;
+
+/// Adds what is wrong to the draft's problems. `file` is the one that was read.
+pub(super) fn check(draft: &mut Draft, file: Option<&Path>) {
+    let mut problems = Vec::new();
+    // One that was written in another way than as [[mount]] has been told of.
+    if draft.mounts.is_empty() && !draft.problems.iter().any(|problem| problem.key.as_deref() == Some("mount")) {
+        problems.push(no_mount(file));
+    }
+    if let Some(mount) = draft.mounts.get(MOST_MOUNTS) {
+        let message = format!("there are {} mounts", draft.mounts.len());
+        let wrong = Wrong::new(message, format!("have up to {MOST_MOUNTS}, and another daemon for the rest"));
+        draft.problems.push(Problem { origin: mount.origin.clone(), key: Some("mount".into()), wrong });
+        return;
+    }
+    for mount in &draft.mounts {
+        complete(mount, &mut problems);
+        alone(mount, &mut problems);
+        let socket = (&draft.daemon.value.socket, draft.daemon.origin_of("socket"));
+        outside(mount, "daemon.socket", "the control socket", socket, &mut problems);
+        if let Some(path) = file {
+            let path = std::path::absolute(path).unwrap_or_else(|_| path.into());
+            let origin = Origin::File { file: path.clone(), line: None };
+            outside(mount, "", "this file", (&path, &origin), &mut problems);
+        }
+    }
+    for (number, mount) in draft.mounts.iter().enumerate() {
+        for other in &draft.mounts[..number] {
+            pair(other, mount, &mut problems);
+        }
+        for other in draft.mounts.iter().enumerate().filter(|(other, _)| *other != number).map(|(_, other)| other) {
+            independent(mount, other, &mut problems);
+        }
+    }
+    draft.problems.append(&mut problems);
+}
+
+fn no_mount(file: Option<&Path>) -> Problem {
+    match file {
+        Some(file) => Problem {
+            origin: Origin::File { file: file.into(), line: None },
+            key: Some("mount".into()),
+            wrong: Wrong::new("there is no mount", "add [[mount]] with source and mountpoint"),
+        },
+        None => Problem {
+            origin: Origin::Default,
+            key: None,
+            wrong: Wrong::new(
+                "there is nothing to serve",
+                "give --source and --mountpoint, or --config, or set LIGHTHOUSE_PROJECT_PATH and LIGHTHOUSE_MOUNT_POINT",
+            ),
+        },
+    }
+}
+
+/// Whether both places are named, and rightly.
+fn complete(mount: &Section<Mount>, problems: &mut Vec<Problem>) {
+    for (key, path, flag, variable) in [
+        ("source", &mount.value.source, "--source", "LIGHTHOUSE_PROJECT_PATH"),
+        ("mountpoint", &mount.value.mountpoint, "--mountpoint", "LIGHTHOUSE_MOUNT_POINT"),
+    ] {
+        // What is empty though somebody spoke of it was wrong, and has been told.
+        if path.as_os_str().is_empty() && *mount.origin_of(key) == Origin::Default {
+            let remedy = match mount.origin {
+                Origin::File { .. } => format!("add {key} = \"/…\""),
+                _ => format!("give {flag}, or set {variable}"),
+            };
+            let wrong = Wrong::new("is missing", remedy);
+            problems.push(Problem { origin: mount.origin.clone(), key: Some(format!("mount.{key}")), wrong });
+        }
+    }
+}
+
+fn alone(mount: &Section<Mount>, problems: &mut Vec<Problem>) {
+    let (source, place) = (normalised(&mount.value.source), normalised(mount.value.place()));
+    if meet(&source, &place) {
+        let message = format!("{} and the source {} lie in each other", place.display(), source.display());
+        complain(mount, "mountpoint", Wrong::new(message, "choose a mount point elsewhere"), problems);
+    }
+}
+
+/// Whether something that the daemon leans on is outside the mount.
+fn outside(
+    mount: &Section<Mount>,
+    key: &str,
+    what: &str,
+    (path, origin): (&PathBuf, &Origin),
+    problems: &mut Vec<Problem>,
+) {
+    let place = normalised(mount.value.place());
+    if !place.as_os_str().is_empty() && normalised(path).starts_with(&place) {
+        let message = format!("{what} {} lies in the mount point {}", path.display(), place.display());
+        let wrong = Wrong::new(message, "move it: the daemon must not depend on what it serves");
+        // The default was nobody's choice; the mount point was.
+        let origin = if *origin == Origin::Default { mount.origin_of("mountpoint") } else { origin };
+        let key = (!key.is_empty()).then(|| key.to_owned());
+        problems.push(Problem { origin: origin.clone(), key, wrong });
+    }
+}
+
+/// Whether two mounts can be told apart.
+fn pair(first: &Section<Mount>, second: &Section<Mount>, problems: &mut Vec<Problem>) {
+    if first.value.name == second.value.name {
+        let message = format!("\"{}\" is the name of another mount too{}", first.value.name, begins(first));
+        complain(second, "name", Wrong::new(message, "give each mount a name of its own"), problems);
+    }
+    let [one, other] = [first, second].map(|mount| normalised(mount.value.place()));
+    if meet(&one, &other) {
+        let message = if one == other {
+            format!("{} is the mount point of \"{}\" too", other.display(), first.value.name)
+        } else {
+            format!(
+                "{} and the mount point {} of \"{}\" lie in each other",
+                other.display(),
+                one.display(),
+                first.value.name
+            )
+        };
+        complain(second, "mountpoint", Wrong::new(message, "choose a mount point elsewhere"), problems);
+    }
+}
+
+/// A source in another mount would be one thing or another by the order of starting, and hang when that mount does.
+fn independent(mount: &Section<Mount>, other: &Section<Mount>, problems: &mut Vec<Problem>) {
+    let (source, place) = (normalised(&mount.value.source), normalised(other.value.place()));
+    if !source.as_os_str().is_empty() && !place.as_os_str().is_empty() && source.starts_with(&place) {
+        let message =
+            format!("{} lies in the mount point {} of \"{}\"", source.display(), place.display(), other.value.name);
+        let remedy =
+            format!("serve from outside it; what \"{}\" shows there comes from its own source", other.value.name);
+        complain(mount, "source", Wrong::new(message, remedy), problems);
+    }
+}
+
+fn begins(mount: &Section<Mount>) -> String {
+    match &mount.origin {
+        Origin::File { line: Some(line), .. } => format!(", that of line {line}"),
+        _ => String::new(),
+    }
+}
+
+/// About a key, where it was said, or else where the mount begins.
+fn complain(mount: &Section<Mount>, key: &str, wrong: Wrong, problems: &mut Vec<Problem>) {
+    let origin = match mount.origin_of(key) {
+        Origin::Default => &mount.origin,
+        said => said,
+    };
+    problems.push(Problem { origin: origin.clone(), key: Some(format!("mount.{key}")), wrong });
+}
+
+/// Whether two paths are the same or one is in the other. What is not named meets nothing.
+fn meet(one: &Path, other: &Path) -> bool {
+    let named = !one.as_os_str().is_empty() && !other.as_os_str().is_empty();
+    named && (one.starts_with(other) || other.starts_with(one))
+}
+
+/// Without `.` and `..`.
+fn normalised(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                plain.pop();
+            }
+            other => plain.push(other),
+        }
+    }
+    plain
+}

@@ -1,0 +1,299 @@
+//! Every key of the configuration, in one table. The checks, the example, the reference in `docs/` and `config show`
+//! follow from it, so that they cannot drift apart. A key comes in with whatever makes it work.
+
+use std::time::Duration;
+
+use super::value::Kind;
+use super::{Daemon, Mount};
+
+/// One key of a table whose values make up a `T`.
+pub(super) struct Key<T> {
+    /// Name in its table, with a subtable before the point: `io.max_write`.
+    pub name: &'static str,
+    /// What it holds, and where that stands in a `T`.
+    pub kind: Kind<T>,
+    /// What it is for: a sentence or two.
+    pub about: &'static str,
+    /// The environment variable that sets it.
+    pub variable: Option<&'static str>,
+    /// The flag of `serve` that sets it.
+    pub flag: Option<&'static str>,
+    /// When a change of it is heeded after SIGHUP.
+    pub effect: Effect,
+}
+
+/// When a changed value is heeded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
+pub enum Effect {
+    /// At once.
+    Live,
+    /// When the mount is made anew.
+    Remount,
+    /// When the daemon is started anew.
+    Restart,
+}
+
+impl Effect {
+    /// In words.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Remount => "with the next mount",
+            Self::Restart => "with the next start of the daemon",
+        }
+    }
+}
+
+const fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+const MONTH: u64 = 30 * 24 * 3600;
+const HOUR: u64 = 3600;
+
+pub(super) static DAEMON: &[Key<Daemon>] = &[
+    Key {
+        name: "socket",
+        kind: Kind::Path(|daemon| &mut daemon.socket),
+        about: "Where the daemon listens for `status`, `switch` and the others. For an ordinary user the default is $XDG_RUNTIME_DIR/lighthouse-fs/control.sock, or /tmp/lighthouse-fs-UID/control.sock without that variable.",
+        variable: None,
+        flag: Some("--socket"),
+        effect: Effect::Restart,
+    },
+    Key {
+        name: "socket_group",
+        kind: Kind::Group(|daemon| &mut daemon.socket_group),
+        about: "Name of the group that may control the daemon, besides root and the daemon's own user.",
+        variable: None,
+        flag: None,
+        effect: Effect::Restart,
+    },
+    Key {
+        name: "log_level",
+        kind: Kind::Filter(|daemon| &mut daemon.log_level),
+        about: "What is logged.",
+        variable: Some("LIGHTHOUSE_LOG_LEVEL"),
+        flag: Some("--log-level"),
+        effect: Effect::Live,
+    },
+    Key {
+        name: "log_format",
+        kind: Kind::LogFormat(|daemon| &mut daemon.log_format),
+        about: "How the log is written: lines for people, or one JSON object a line.",
+        variable: None,
+        flag: Some("--log-format"),
+        effect: Effect::Restart,
+    },
+];
+
+pub(super) static MOUNT: &[Key<Mount>] = &[
+    Key {
+        name: "name",
+        kind: Kind::Name(|mount| &mut mount.name),
+        about: "Name in commands, metrics and messages; each mount has its own.",
+        variable: None,
+        flag: Some("--name"),
+        effect: Effect::Remount,
+    },
+    Key {
+        name: "source",
+        kind: Kind::Path(|mount| &mut mount.source),
+        about: "Directory that is served.",
+        variable: Some("LIGHTHOUSE_PROJECT_PATH"),
+        flag: Some("--source"),
+        effect: Effect::Remount,
+    },
+    Key {
+        name: "mountpoint",
+        kind: Kind::Path(|mount| &mut mount.mountpoint),
+        about: "Where it appears.",
+        variable: Some("LIGHTHOUSE_MOUNT_POINT"),
+        flag: Some("--mountpoint"),
+        effect: Effect::Remount,
+    },
+    Key {
+        name: "backend",
+        kind: Kind::Backend(|mount| &mut mount.backend),
+        about: "The stable backend: fuse2, fuse3, or auto, which is fuse3 if this build has it, else fuse2. The names fusepy and pyfuse3, which older deployments set, mean fuse2 and fuse3.",
+        variable: Some("LIGHTHOUSE_FUSE_BACKEND"),
+        flag: Some("--backend"),
+        effect: Effect::Remount,
+    },
+    Key {
+        name: "fallback",
+        kind: Kind::Flag(|mount| &mut mount.fallback),
+        about: "Start with the other backend, degraded, if this one does not come up.",
+        variable: Some("LIGHTHOUSE_FUSE_FALLBACK"),
+        flag: None,
+        effect: Effect::Live,
+    },
+    Key {
+        name: "helper",
+        kind: Kind::Helper(|mount| &mut mount.helper),
+        about: "Who mounts: libfuse 2's fusermount, libfuse 3's fusermount3, direct (mount(2), needs CAP_SYS_ADMIN), or auto (direct if possible, else the helper of the backend).",
+        variable: None,
+        flag: Some("--helper"),
+        effect: Effect::Remount,
+    },
+    Key {
+        name: "allow_other",
+        kind: Kind::Flag(|mount| &mut mount.allow_other),
+        about: "Admit other users than the one who mounts. The kernel checks modes and owners with and without it.",
+        variable: Some("LIGHTHOUSE_FUSE_ALLOW_OTHER"),
+        flag: Some("--allow-other"),
+        effect: Effect::Remount,
+    },
+    Key {
+        name: "read_only",
+        kind: Kind::Flag(|mount| &mut mount.read_only),
+        about: "Refuse writing.",
+        variable: None,
+        flag: Some("--read-only"),
+        effect: Effect::Remount,
+    },
+    Key {
+        name: "suid",
+        kind: Kind::Flag(|mount| &mut mount.suid),
+        about: "Let set-user-ID and set-group-ID bits have their effect. The same for every helper, whatever its own default is.",
+        variable: None,
+        flag: None,
+        effect: Effect::Remount,
+    },
+    Key {
+        name: "dev",
+        kind: Kind::Flag(|mount| &mut mount.dev),
+        about: "Let device nodes have their effect.",
+        variable: None,
+        flag: None,
+        effect: Effect::Remount,
+    },
+    Key {
+        name: "exec",
+        kind: Kind::Flag(|mount| &mut mount.exec),
+        about: "Let programs be executed.",
+        variable: None,
+        flag: None,
+        effect: Effect::Remount,
+    },
+    Key {
+        name: "io.max_write",
+        // The kernel's limits: FUSE_MIN_READ_BUFFER's payload, and 256 pages of 4 KiB (fs/fuse/fuse_i.h).
+        kind: Kind::Pages(|mount| &mut mount.io.max_write, 4 << 10..=1 << 20),
+        about: "Largest WRITE.",
+        variable: Some("LIGHTHOUSE_FUSE_MAX_WRITE"),
+        flag: None,
+        effect: Effect::Remount,
+    },
+    Key {
+        name: "io.max_readahead",
+        kind: Kind::Size(|mount| &mut mount.io.max_readahead, 0..=64 << 20),
+        about: "Largest read-ahead; the kernel may choose less.",
+        variable: Some("LIGHTHOUSE_FUSE_MAX_READAHEAD"),
+        flag: None,
+        effect: Effect::Remount,
+    },
+    Key {
+        name: "io.threads",
+        // Two sessions of fuse2, the old and the new one, share 128 slots of the ledger.
+        kind: Kind::Count(|mount| &mut mount.io.threads, 1..=64),
+        about: "Reader threads of backend fuse2.",
+        variable: None,
+        flag: Some("--threads"),
+        effect: Effect::Remount,
+    },
+    Key {
+        name: "cache.attributes",
+        kind: Kind::Duration(|mount| &mut mount.cache.attributes, Duration::ZERO..=secs(MONTH)),
+        about: "How long the kernel may keep attributes.",
+        variable: None,
+        flag: None,
+        effect: Effect::Remount,
+    },
+    Key {
+        name: "cache.entries",
+        kind: Kind::Duration(|mount| &mut mount.cache.entries, Duration::ZERO..=secs(MONTH)),
+        about: "How long the kernel may keep names that exist.",
+        variable: None,
+        flag: None,
+        effect: Effect::Remount,
+    },
+    Key {
+        name: "cache.negative",
+        kind: Kind::Duration(|mount| &mut mount.cache.negative, Duration::ZERO..=secs(MONTH)),
+        about: "How long the kernel may keep names that do not exist; 0s turns it off.",
+        variable: None,
+        flag: None,
+        effect: Effect::Remount,
+    },
+    Key {
+        name: "deadlines.drain",
+        kind: Kind::Duration(|mount| &mut mount.deadlines.drain, Duration::from_millis(10)..=secs(HOUR)),
+        about: "For requests that the old backend holds in a switch; then they are answered EIO.",
+        variable: None,
+        flag: None,
+        effect: Effect::Live,
+    },
+    Key {
+        name: "deadlines.switch",
+        kind: Kind::Duration(|mount| &mut mount.deadlines.switch, Duration::from_millis(100)..=secs(HOUR)),
+        about: "For each step of a switch that waits for a backend to react.",
+        variable: None,
+        flag: None,
+        effect: Effect::Live,
+    },
+    Key {
+        name: "deadlines.unmount",
+        kind: Kind::Duration(|mount| &mut mount.deadlines.unmount, Duration::from_millis(100)..=secs(HOUR)),
+        about: "For a busy mount to become free; then it is unmounted lazily.",
+        variable: None,
+        flag: None,
+        effect: Effect::Live,
+    },
+    Key {
+        name: "deadlines.probe",
+        kind: Kind::Duration(|mount| &mut mount.deadlines.probe, Duration::from_millis(100)..=secs(HOUR)),
+        about: "For an answer to the prober, which asks through the mount; then the mount is unhealthy.",
+        variable: None,
+        flag: None,
+        effect: Effect::Live,
+    },
+];
+
+/// Keys and tables that later versions have: known, so that nobody is told to look for a slip of the pen.
+pub(super) const LATER: &[&str] = &[
+    "api",
+    "daemon.state_dir",
+    "mount.mounter_socket",
+    "mount.passthrough",
+    "mount.shadow_mountpoint",
+    "mount.survive",
+    "mount.drill",
+    "mount.io.max_read",
+    "mount.rollout",
+    "mount.guard",
+];
+
+/// A key found by its full name.
+pub(super) enum Found {
+    /// In `[daemon]`.
+    Daemon(&'static Key<Daemon>),
+    /// In `[[mount]]`.
+    Mount(&'static Key<Mount>),
+}
+
+/// Finds a key by its full name, such as `mount.io.max_write`.
+pub(super) fn find(full: &str) -> Option<Found> {
+    let (table, name) = full.split_once('.')?;
+    match table {
+        "daemon" => DAEMON.iter().find(|key| key.name == name).map(Found::Daemon),
+        "mount" => MOUNT.iter().find(|key| key.name == name).map(Found::Mount),
+        _ => None,
+    }
+}
+
+/// The full names of all keys.
+pub(super) fn names() -> impl Iterator<Item = String> {
+    let daemon = DAEMON.iter().map(|key| format!("daemon.{}", key.name));
+    daemon.chain(MOUNT.iter().map(|key| format!("mount.{}", key.name)))
+}

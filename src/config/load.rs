@@ -1,0 +1,433 @@
+//! Flags over environment over file over defaults, with the origin of every value.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::keys::{DAEMON, Found, Key, MOUNT, find};
+use super::problem::{Errors, Origin, Problem, Wrong};
+use super::{Daemon, Mount, Settings, check, environment, file};
+
+/// What the command line says.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Flags {
+    /// Full names of keys, such as `mount.backend`, and their values. Those of a mount are said of every mount.
+    pub values: Vec<(&'static str, String)>,
+    /// Where a descriptor that is handed in is mounted.
+    pub mounted_at: Option<PathBuf>,
+}
+
+impl Flags {
+    /// Whether they name a source or a mount point, and so a mount of their own where there is no other.
+    fn has_mount(&self) -> bool {
+        self.values.iter().any(|(key, _)| ["mount.source", "mount.mountpoint"].contains(key))
+    }
+}
+
+/// Where settings come from. A daemon keeps it, to load again after SIGHUP.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Sources {
+    /// The configuration file.
+    pub file: Option<PathBuf>,
+    /// The environment, or what is to count as such.
+    pub environment: Vec<(OsString, OsString)>,
+    /// The command line.
+    pub flags: Flags,
+    /// Where a daemon listens if nobody says anything.
+    pub socket: PathBuf,
+}
+
+impl Sources {
+    /// A file by itself.
+    #[must_use]
+    pub fn file(file: impl Into<PathBuf>, socket: impl Into<PathBuf>) -> Self {
+        Self { file: Some(file.into()), environment: Vec::new(), flags: Flags::default(), socket: socket.into() }
+    }
+}
+
+/// Settings that have passed every check, and how they came about.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Loaded {
+    /// What is in force.
+    pub settings: Settings,
+    /// What somebody may have meant otherwise; for the log.
+    pub warnings: Vec<String>,
+    /// Every value with its origin.
+    pub values: Vec<Shown>,
+}
+
+/// A value and where it comes from.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
+pub struct Shown {
+    /// The mount that it is about, if it is about one.
+    pub mount: Option<String>,
+    /// Full name of the key, such as `mount.io.max_write`.
+    pub key: String,
+    /// The value; null if there is none.
+    pub value: Value,
+    /// Where it comes from.
+    #[serde(flatten)]
+    pub origin: Origin,
+}
+
+/// Reads every source, and checks. Nothing that the settings name is touched.
+///
+/// # Errors
+/// Everything that is wrong at once.
+pub fn load(sources: &Sources) -> Result<Loaded, Errors> {
+    let mut draft = Draft {
+        daemon: Section::new(Daemon::new(&sources.socket), Origin::Default),
+        mounts: Vec::new(),
+        problems: Vec::new(),
+        warnings: Vec::new(),
+    };
+    let mut readable = true;
+    if let Some(path) = &sources.file {
+        match file::read(path) {
+            Ok(text) => {
+                file::lay_over(&mut draft, path, &text);
+                // What was not understood says nothing of what is missing.
+                readable = draft.problems.iter().all(|problem| problem.key.is_some());
+            }
+            Err(problem) => {
+                draft.problems.push(problem);
+                readable = false;
+            }
+        }
+    }
+    // Before any layer speaks of it.
+    if draft.mounts.is_empty() && (environment::has_mount(&sources.environment) || sources.flags.has_mount()) {
+        draft.mounts.push(Section::mount(Origin::Default));
+    }
+    environment::lay_over(&mut draft, &sources.environment);
+    lay_flags_over(&mut draft, &sources.flags);
+    if readable {
+        check::check(&mut draft, sources.file.as_deref());
+    }
+    draft.finish()
+}
+
+/// Checks the value of a flag by the rules of its key, given by its full name.
+///
+/// # Errors
+/// What is wrong, and what would be right.
+pub fn check_flag(key: &str, text: &str) -> Result<(), Wrong> {
+    match find(key) {
+        Some(Found::Daemon(key)) => key.kind.set(&mut Daemon::new("/"), text, Path::new(".")),
+        Some(Found::Mount(key)) => key.kind.set(&mut Mount::new("default", "/", "/"), text, Path::new(".")),
+        None => Err(unknown_key(key)),
+    }
+}
+
+fn unknown_key(key: &str) -> Wrong {
+    Wrong::new(format!("{key} is no key"), "this is a mistake in the program: report it")
+}
+
+fn lay_flags_over(draft: &mut Draft, flags: &Flags) {
+    let Draft { daemon, mounts, problems, .. } = draft;
+    for (full, text) in &flags.values {
+        match find(full) {
+            Some(Found::Daemon(key)) => set(full, key, daemon, text, problems),
+            Some(Found::Mount(key)) => mounts.iter_mut().for_each(|mount| set(full, key, mount, text, problems)),
+            None => problems.push(Problem { origin: Origin::Default, key: None, wrong: unknown_key(full) }),
+        }
+    }
+    for mount in mounts {
+        mount.value.mounted_at.clone_from(&flags.mounted_at);
+    }
+}
+
+fn set<T>(full: &str, key: &Key<T>, section: &mut Section<T>, text: &str, problems: &mut Vec<Problem>) {
+    let origin = key.flag.map_or(Origin::Default, |flag| Origin::Flag { flag });
+    if let Err(wrong) = key.kind.set(&mut section.value, text, Path::new(".")) {
+        problems.push(Problem { origin: origin.clone(), key: Some(full.into()), wrong });
+    }
+    section.heard(key.name, origin);
+}
+
+/// A table of the configuration as it comes about.
+pub(super) struct Section<T> {
+    pub value: T,
+    /// Where it begins.
+    pub origin: Origin,
+    /// Of the keys that somebody said something about, right or wrong.
+    origins: BTreeMap<&'static str, Origin>,
+}
+
+impl<T> Section<T> {
+    fn new(value: T, origin: Origin) -> Self {
+        Self { value, origin, origins: BTreeMap::new() }
+    }
+
+    /// Notes who has spoken last about a key.
+    pub fn heard(&mut self, key: &'static str, origin: Origin) {
+        self.origins.insert(key, origin);
+    }
+
+    /// Where the value of a key comes from.
+    pub fn origin_of(&self, key: &str) -> &Origin {
+        self.origins.get(key).unwrap_or(&Origin::Default)
+    }
+}
+
+impl Section<Mount> {
+    /// A mount of which nothing is known yet.
+    pub fn mount(origin: Origin) -> Self {
+        Self::new(Mount::new("default", "", ""), origin)
+    }
+}
+
+/// A configuration as it comes about.
+pub(super) struct Draft {
+    pub daemon: Section<Daemon>,
+    pub mounts: Vec<Section<Mount>>,
+    pub problems: Vec<Problem>,
+    pub warnings: Vec<String>,
+}
+
+impl Draft {
+    fn finish(mut self) -> Result<Loaded, Errors> {
+        if !self.problems.is_empty() {
+            // By file and line; the sort keeps the order of what has neither.
+            self.problems.sort_by(|one, other| one.origin.cmp(&other.origin));
+            return Err(Errors(self.problems));
+        }
+        let mut values: Vec<_> = DAEMON.iter().map(|key| shown("daemon", None, key, &self.daemon)).collect();
+        for mount in &self.mounts {
+            values.extend(MOUNT.iter().map(|key| shown("mount", Some(&mount.value.name), key, mount)));
+        }
+        let mounts = self.mounts.into_iter().map(|section| section.value).collect();
+        Ok(Loaded { settings: Settings { daemon: self.daemon.value, mounts }, warnings: self.warnings, values })
+    }
+}
+
+fn shown<T: Clone>(table: &str, mount: Option<&str>, key: &Key<T>, section: &Section<T>) -> Shown {
+    Shown {
+        mount: mount.map(str::to_owned),
+        key: format!("{table}.{}", key.name),
+        value: key.kind.show(&section.value),
+        origin: section.origin_of(key.name).clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const TWO: &str = "[[mount]]\nname = 'a'\nsource = '/srv/a'\nmountpoint = '/mnt/a'\nhelper = 'direct'\n\
+                       [[mount]]\nname = 'b'\nsource = '/srv/b'\nmountpoint = '/mnt/b'\n";
+    const ONE: &str =
+        "[daemon]\nlog_level = 'warn'\n[[mount]]\nsource = 'a'\nmountpoint = '/mnt/a'\nio.threads = 0x10\n";
+
+    /// Lays a text of a file, variables and flags over the defaults.
+    fn loaded(text: &str, environment: &[(&str, &str)], flags: &[(&'static str, &str)]) -> Result<Loaded, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("lighthouse-fs.toml");
+        std::fs::write(&file, text).unwrap();
+        load(&Sources {
+            file: (!text.is_empty()).then_some(file),
+            environment: environment.iter().map(|(name, value)| (name.into(), value.into())).collect(),
+            flags: Flags {
+                values: flags.iter().map(|(key, value)| (*key, (*value).to_owned())).collect(),
+                mounted_at: None,
+            },
+            socket: "/run/control.sock".into(),
+        })
+        .map_err(|errors| errors.to_string().replace(&format!("{}/", folder.path().display()), ""))
+    }
+
+    fn shown(loaded: &Loaded, mount: Option<&str>, key: &str) -> String {
+        let of_key = |shown: &&Shown| shown.key == key && shown.mount.as_deref() == mount;
+        let shown = loaded.values.iter().find(of_key).unwrap();
+        let origin = shown.origin.to_string();
+        format!("{} from {}", shown.value, origin.rsplit('/').next().unwrap())
+    }
+
+    #[test]
+    fn each_layer_beats_the_one_below() {
+        let key = "daemon.log_level";
+        let environment = [("LIGHTHOUSE_LOG_LEVEL", "error")];
+        let none = loaded(TWO, &[], &[]).unwrap();
+        assert_eq!(shown(&none, None, key), "\"info\" from default");
+        let file = loaded(ONE, &[], &[]).unwrap();
+        assert_eq!(shown(&file, None, key), "\"warn\" from lighthouse-fs.toml:2");
+        let variable = loaded(ONE, &environment, &[]).unwrap();
+        assert_eq!(shown(&variable, None, key), "\"error\" from LIGHTHOUSE_LOG_LEVEL");
+        let flag = loaded(ONE, &environment, &[(key, "trace")]).unwrap();
+        assert_eq!(shown(&flag, None, key), "\"trace\" from --log-level");
+        assert_eq!(flag.settings.daemon.log_level, "trace");
+    }
+
+    #[test]
+    fn what_is_said_of_mounts_is_said_of_each() {
+        let loaded = loaded(TWO, &[("LIGHTHOUSE_FUSE_MAX_WRITE", "65536")], &[("mount.read_only", "true")]).unwrap();
+        for mount in &loaded.settings.mounts {
+            assert_eq!((mount.io.max_write, mount.read_only), (1 << 16, true));
+        }
+        assert_eq!(shown(&loaded, Some("a"), "mount.helper"), "\"direct\" from lighthouse-fs.toml:5");
+        assert_eq!(shown(&loaded, Some("b"), "mount.helper"), "\"auto\" from default");
+        assert_eq!(shown(&loaded, Some("b"), "mount.io.max_write"), "\"64KiB\" from LIGHTHOUSE_FUSE_MAX_WRITE");
+    }
+
+    #[test]
+    fn two_mounts_cannot_have_one_source() {
+        assert_eq!(
+            loaded(TWO, &[("LIGHTHOUSE_PROJECT_PATH", "/srv")], &[]),
+            Err("LIGHTHOUSE_PROJECT_PATH: mount.source: the file has 2 mounts, and this would be said of each; unset it, or keep one mount".into())
+        );
+        let one = loaded(ONE, &[("LIGHTHOUSE_PROJECT_PATH", "/srv")], &[]).unwrap();
+        assert_eq!(one.settings.mounts[0].source, Path::new("/srv"));
+    }
+
+    #[test]
+    fn paths_of_the_file_count_from_its_folder() {
+        let source = loaded(ONE, &[], &[]).unwrap().settings.mounts[0].source.clone();
+        assert!(
+            source.is_absolute() && source.ends_with("a") && source.starts_with(std::env::temp_dir()),
+            "{source:?}"
+        );
+    }
+
+    #[test]
+    fn the_environment_is_enough() {
+        let environment = [("LIGHTHOUSE_PROJECT_PATH", "/srv"), ("LIGHTHOUSE_MOUNT_POINT", "/mnt/srv")];
+        let loaded = loaded("", &environment, &[]).unwrap();
+        assert_eq!(loaded.settings.mounts, [Mount::new("default", "/srv", "/mnt/srv")]);
+        assert_eq!(loaded.settings.daemon, Daemon::new("/run/control.sock"));
+        assert!(loaded.warnings.is_empty());
+    }
+
+    #[test]
+    #[cfg(feature = "fuse2")]
+    fn the_old_names_are_understood() {
+        let old = loaded(ONE, &[("LIGHTHOUSE_FUSE_BACKEND", "fusepy"), ("LIGHTHOUSE_FUSE_FALLBACK", "False")], &[]);
+        let mount = &old.unwrap().settings.mounts[0];
+        assert_eq!((mount.backend.to_string().as_str(), mount.fallback), ("fuse2", false));
+    }
+
+    #[test]
+    fn debug_is_a_level_unless_one_is_named() {
+        let level = |environment: &[_]| loaded(ONE, environment, &[]).unwrap().settings.daemon.log_level;
+        assert_eq!(level(&[("LIGHTHOUSE_FUSE_DEBUG", "1")]), "debug");
+        assert_eq!(level(&[("LIGHTHOUSE_FUSE_DEBUG", "no")]), "warn");
+        assert_eq!(level(&[("LIGHTHOUSE_FUSE_DEBUG", "1"), ("LIGHTHOUSE_LOG_LEVEL", "error")]), "error");
+        assert_eq!(
+            loaded(ONE, &[("LIGHTHOUSE_FUSE_DEBUG", "loud")], &[]),
+            Err("LIGHTHOUSE_FUSE_DEBUG: daemon.log_level: \"loud\" is neither true nor false; use true or false".into())
+        );
+    }
+
+    #[test]
+    fn variables_without_effect_are_warned_of() {
+        let environment = [
+            ("LIGHTHOUSE_METRICS_PORT", "9765"),
+            ("LIGHTHOUSE_FUSE_ALOW_OTHER", "true"),
+            ("LIGHTHOUSE_SHADOW_PORT", ""),
+            ("LIGHTHOUSE_TEST_TIER", "quick"),
+            ("LIGHTHOUSE_KEEPERS_NAME", "Ada"),
+            ("LIGHTHOUSE_FUSE_HELPER", "direct"),
+        ];
+        assert_eq!(
+            loaded(ONE, &environment, &[]).unwrap().warnings,
+            [
+                "LIGHTHOUSE_METRICS_PORT is not supported by this version and has no effect",
+                "LIGHTHOUSE_FUSE_ALOW_OTHER has no effect; did you mean LIGHTHOUSE_FUSE_ALLOW_OTHER?",
+            ]
+        );
+    }
+
+    #[test]
+    fn an_empty_variable_says_nothing() {
+        let loaded = loaded(ONE, &[("LIGHTHOUSE_FUSE_BACKEND", ""), ("LIGHTHOUSE_PROJECT_PATH", "")], &[]).unwrap();
+        assert_eq!(shown(&loaded, Some("default"), "mount.backend"), "\"auto\" from default");
+    }
+
+    #[test]
+    fn one_wrong_variable_is_one_mistake() {
+        let errors = loaded(TWO, &[("LIGHTHOUSE_FUSE_ALLOW_OTHER", "maybe")], &[]).unwrap_err();
+        assert_eq!(
+            errors,
+            "LIGHTHOUSE_FUSE_ALLOW_OTHER: mount.allow_other: \"maybe\" is neither true nor false; use true or false"
+        );
+    }
+
+    #[test]
+    fn the_example_has_every_key_and_its_default() {
+        let plain = loaded(&crate::config::example(), &[], &[]).unwrap().settings;
+        let active: String = crate::config::example()
+            .lines()
+            .map(|line| match line.strip_prefix('#') {
+                Some(key) if !key.starts_with(' ') => format!("{key}\n"),
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        let active = loaded(&active, &[], &[]).unwrap();
+        let unsaid: Vec<_> = active.values.iter().filter(|shown| shown.origin == Origin::Default).collect();
+        assert_eq!(unsaid, Vec::<&Shown>::new());
+        let mut settings = active.settings;
+        // The example's own; there is no default.
+        assert_eq!(settings.daemon.socket_group.take().as_deref(), Some("lighthouse"));
+        settings.daemon.socket.clone_from(&plain.daemon.socket);
+        assert_eq!(settings, plain);
+        assert_eq!(plain.mounts, [Mount::new("projects", "/srv/projects", "/mnt/projects")]);
+    }
+
+    #[test]
+    fn every_key_of_the_file_can_be_asked_for_by_flags() {
+        for key in crate::config::keys::names() {
+            assert!(find(&key).is_some(), "{key}");
+        }
+        assert!(check_flag("mount.backend", "fuse4").is_err() && check_flag("mount.backends", "fuse2").is_err());
+    }
+
+    /// Text that is nearly a configuration.
+    fn nearly() -> impl Strategy<Value = String> {
+        let names = crate::config::keys::names().collect::<Vec<_>>();
+        let key = proptest::sample::select(names).prop_map(|key| key.rsplit('.').next().unwrap_or("").to_owned());
+        let value = prop_oneof![
+            Just("\"1MiB\"".to_owned()),
+            Just("true".to_owned()),
+            Just("\"/a/../b\"".to_owned()),
+            "-?[0-9]{1,25}",
+            "\"[^\"\\\\\n]{0,9}\"",
+            "[\\[{]{0,3}\\PC{0,6}",
+        ];
+        let header = proptest::sample::select(vec![
+            "[daemon]",
+            "[[mount]]",
+            "[mount.io]",
+            "[mount.cache]",
+            "[mount.deadlines]",
+            "[mount]",
+            "[mount",
+            "mount = [1]",
+        ]);
+        let line = prop_oneof![
+            header.prop_map(str::to_owned),
+            (key, value).prop_map(|(key, value)| format!("{key} = {value}")),
+            "\\PC{0,12}",
+        ];
+        proptest::collection::vec(line, 0..24).prop_map(|lines| lines.join("\n"))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn no_text_is_too_much(text in prop_oneof![nearly(), any::<String>()]) {
+            if let Err(errors) = loaded(&text, &[], &[]) {
+                prop_assert!(!errors.is_empty());
+            }
+        }
+
+        #[test]
+        fn no_variable_is_too_much(value in any::<String>()) {
+            for variable in ["LIGHTHOUSE_FUSE_DEBUG", "LIGHTHOUSE_FUSE_MAX_WRITE", "LIGHTHOUSE_MOUNT_POINT"] {
+                let _ = loaded(ONE, &[(variable, &value)], &[]);
+            }
+        }
+    }
+}

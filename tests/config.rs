@@ -1,0 +1,378 @@
+//! The configuration as a shell sees it: `check-config`, `config example`, `config show`, and what `serve` refuses.
+//! Nothing is mounted.
+
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use assert_cmd::Command;
+use lighthouse_fs::config;
+use rstest::rstest;
+use tempfile::TempDir;
+
+const GOOD: &str = "[[mount]]\nsource = \"/srv/a\"\nmountpoint = \"/mnt/a\"\n";
+
+fn program(arguments: &[&str]) -> Command {
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("lighthouse-fs"));
+    // What hangs is killed, and has no exit code.
+    command.args(arguments).timeout(Duration::from_secs(20));
+    let heeded = std::env::vars_os().filter(|(name, _)| name.as_bytes().starts_with(b"LIGHTHOUSE_"));
+    for (name, _) in heeded {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn run(command: &mut Command) -> (i32, String, String) {
+    let output = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().expect("it ends by itself"), text(output.stdout), text(output.stderr))
+}
+
+fn write(text: impl AsRef<[u8]>) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("lighthouse-fs.toml");
+    std::fs::write(&file, text).unwrap();
+    (folder, file)
+}
+
+fn check(file: &Path) -> (i32, String, String) {
+    run(&mut program(&["check-config", file.to_str().unwrap()]))
+}
+
+/// What `check-config` says of a text, `FILE` standing for its path.
+fn mistakes(text: impl AsRef<[u8]>) -> String {
+    let (_folder, file) = write(text);
+    let (code, answer, errors) = check(&file);
+    assert_eq!((code, answer.as_str()), (78, ""), "{errors}");
+    errors.replace(file.to_str().unwrap(), "FILE")
+}
+
+#[test]
+fn a_good_file_is_good() {
+    let (_folder, file) = write(GOOD);
+    assert_eq!(check(&file), (0, format!("{} is good: 1 mount\n", file.display()), String::new()));
+    let (_folder, file) =
+        write(format!("{GOOD}[[mount]]\nname = \"b\"\nsource = \"/srv/b\"\nmountpoint = \"/mnt/b\"\n"));
+    assert_eq!(check(&file).1, format!("{} is good: 2 mounts\n", file.display()));
+}
+
+#[test]
+fn the_example_is_good() {
+    let (code, example, _) = run(&mut program(&["config", "example"]));
+    assert_eq!(code, 0);
+    let (_folder, file) = write(&example);
+    assert_eq!(check(&file).0, 0, "{example}");
+    let uncommented: String = example
+        .split_inclusive('\n')
+        .map(|line| match line.strip_prefix('#') {
+            Some(key) if !key.starts_with(' ') => key,
+            _ => line,
+        })
+        .collect();
+    let (_folder, file) = write(uncommented);
+    assert_eq!(check(&file).0, 0);
+}
+
+#[test]
+fn the_reference_is_that_of_this_program() {
+    let (_, reference, _) = run(&mut program(&["config", "reference"]));
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference/configuration.md");
+    assert!(
+        reference == std::fs::read_to_string(file).unwrap(),
+        "run `lighthouse-fs config reference > docs/reference/configuration.md`"
+    );
+}
+
+/// Every mistake of a file is told, in its order, with line, key and what would be right.
+#[test]
+fn every_mistake_is_told_at_once() {
+    let text = r#"apis = 1
+api = 1
+[daemon]
+sokcet = "/x"
+state_dir = "/y"
+log_level = ""
+[[mount]]
+source = "/srv/a"
+mountpoint = "/mnt/a"
+max_write = "1MiB"
+backend = "fuse4"
+drill = false
+[mount.io]
+max_write = "2MiB"
+threads = "3"
+max_read = "1MiB"
+"cache.entries" = "1s"
+[mount.guard]
+window = "60s"
+[[mount]]
+source = ""
+allow_other = 1
+io = 3
+frobnicate = true
+deadlines.drain = 5
+bacend = "x"
+"#;
+    let expected = r#"FILE:1: apis: unknown key; remove it; `lighthouse-fs config example` shows the keys there are
+FILE:2: api: this key is not supported by this version; remove it
+FILE:4: daemon.sokcet: unknown key; did you mean socket?
+FILE:5: daemon.state_dir: this key is not supported by this version; remove it
+FILE:6: daemon.log_level: "" is no log level; use error, warn, info, debug, trace, or a filter such as `info,lighthouse_fs::daemon=debug`
+FILE:10: mount.max_write: unknown key; max_write belongs in [mount.io]
+FILE:11: mount.backend: unknown backend "fuse4"; use auto, fuse2 or fuse3
+FILE:12: mount.drill: this key is not supported by this version; remove it
+FILE:14: mount.io.max_write: "2MiB" is out of range; use 4KiB to 1MiB, whole pages
+FILE:15: mount.io.threads: has the wrong type: string; write a whole number, without quotes: 1 to 64
+FILE:16: mount.io.max_read: this key is not supported by this version; remove it
+FILE:17: mount.io.cache.entries: unknown key; entries belongs in [mount.cache]
+FILE:18: mount.guard: this key is not supported by this version; remove it
+FILE:20: mount.mountpoint: is missing; add mountpoint = "/…"
+FILE:20: mount.name: "default" is the name of another mount too, that of line 7; give each mount a name of its own
+FILE:21: mount.source: "" is empty; write the whole path, from / on
+FILE:22: mount.allow_other: has the wrong type: integer; write true or false, without quotes
+FILE:23: mount.io: is no table; write [mount.io] above its keys
+FILE:24: mount.frobnicate: unknown key; remove it; `lighthouse-fs config example` shows the keys there are
+FILE:25: mount.deadlines.drain: has the wrong type: integer; write it in quotes: 10ms to 1h
+FILE:26: mount.bacend: unknown key; did you mean backend?
+"#;
+    assert_eq!(mistakes(text), expected);
+}
+
+#[rstest]
+#[case::empty("", "FILE: mount: there is no mount; add [[mount]] with source and mountpoint")]
+#[case::daemon_alone("[daemon]\n", "FILE: mount: there is no mount")]
+#[case::one_bracket(
+    "[mount]\nsource = \"/srv\"\n",
+    "FILE:1: mount: is no list of tables; write [[mount]], with two brackets"
+)]
+#[case::two_brackets(
+    "[[daemon]]\n[[mount]]\nsource = \"/a\"\nmountpoint = \"/b\"\n",
+    "FILE:1: daemon: is no table; write [daemon]"
+)]
+#[case::no_toml("[[mount]]\nsource = /srv\n", "FILE:2: ")]
+#[case::twice("[daemon]\nsocket = \"/a\"\nsocket = \"/b\"\n", "FILE:3: duplicate key")]
+#[case::not_utf_8(b"[daemon]\n\nsocket = \"/\xff\"\n", "FILE:3: is not UTF-8; save the file in UTF-8")]
+#[case::home(
+    "[[mount]]\nsource = \"~/a\"\nmountpoint = \"/m\"\n",
+    "FILE:2: mount.source: \"~/a\" begins with ~, which only a shell"
+)]
+#[case::zero_byte(
+    "[[mount]]\nsource = \"/a\\u0000\"\nmountpoint = \"/m\"\n",
+    "FILE:2: mount.source: \"/a\\0\" has a zero byte"
+)]
+fn broken_files_are_refused(#[case] text: impl AsRef<[u8]>, #[case] expected: &str) {
+    let mistakes = mistakes(text);
+    assert!(mistakes.starts_with(expected), "{mistakes}");
+}
+
+/// Two mounts, on lines 1 and 5.
+#[rstest]
+#[case::one_name("a", "/srv/b", "/mnt/b", "FILE:6: mount.name: \"a\" is the name of another mount too, that of line 1")]
+#[case::one_place("b", "/srv/b", "/mnt/c/../a/", "FILE:8: mount.mountpoint: /mnt/a is the mount point of \"a\" too")]
+#[case::inside(
+    "b",
+    "/srv/b",
+    "/mnt/a/b",
+    "FILE:8: mount.mountpoint: /mnt/a/b and the mount point /mnt/a of \"a\" lie in each other"
+)]
+#[case::around(
+    "b",
+    "/srv/b",
+    "/mnt",
+    "FILE:8: mount.mountpoint: /mnt and the mount point /mnt/a of \"a\" lie in each other"
+)]
+#[case::source_inside(
+    "b",
+    "/mnt/b/src",
+    "/mnt/b",
+    "FILE:8: mount.mountpoint: /mnt/b and the source /mnt/b/src lie in each other"
+)]
+#[case::source_around(
+    "b",
+    "/data",
+    "/data/mnt",
+    "FILE:8: mount.mountpoint: /data/mnt and the source /data lie in each other"
+)]
+#[case::source_in_another(
+    "b",
+    "/mnt/a/x",
+    "/mnt/b",
+    "FILE:7: mount.source: /mnt/a/x lies in the mount point /mnt/a of \"a\""
+)]
+fn mounts_that_meet_are_refused(
+    #[case] name: &str,
+    #[case] source: &str,
+    #[case] mountpoint: &str,
+    #[case] expected: &str,
+) {
+    let first = "[[mount]]\nname = \"a\"\nsource = \"/srv/a\"\nmountpoint = \"/mnt/a\"\n";
+    let second = format!("[[mount]]\nname = {name:?}\nsource = {source:?}\nmountpoint = {mountpoint:?}\n");
+    let mistakes = mistakes(format!("{first}{second}"));
+    assert!(mistakes.starts_with(expected), "{mistakes}");
+    assert_eq!(mistakes.lines().count(), 1, "{mistakes}");
+}
+
+#[test]
+fn names_that_only_begin_alike_do_not_meet() {
+    let (_folder, file) = write("[[mount]]\nsource = \"/mnt/a.d\"\nmountpoint = \"/mnt/a\"\n");
+    assert_eq!(check(&file).0, 0);
+}
+
+#[test]
+fn what_the_daemon_leans_on_lies_outside() {
+    let socket = mistakes(format!("[daemon]\nsocket = \"/mnt/a/control.sock\"\n{GOOD}"));
+    let expected = "FILE:2: daemon.socket: the control socket /mnt/a/control.sock lies in the mount point /mnt/a; move it: the daemon must not depend on what it serves\n";
+    assert_eq!(socket, expected);
+
+    let (folder, file) = write("");
+    std::fs::write(&file, format!("[[mount]]\nsource = \"/srv\"\nmountpoint = {:?}\n", folder.path())).unwrap();
+    let (code, _, errors) = check(&file);
+    assert!(code == 78 && errors.contains("this file") && errors.contains("lies in the mount point"), "{errors}");
+}
+
+#[test]
+fn too_much_is_refused_unread() {
+    let (_folder, file) = write(GOOD);
+    // Sparse: reading it whole would take all memory.
+    std::fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(1 << 42).unwrap();
+    let (code, _, errors) = check(&file);
+    assert_eq!(
+        (code, errors),
+        (
+            78,
+            format!("{}: has more than 1 MiB; name a configuration file: a few lines for each mount\n", file.display())
+        )
+    );
+}
+
+#[test]
+fn a_full_mebibyte_of_anything_is_judged_in_time() {
+    for line in ["[[mount]]\n", "=\n", "a.", "x=[", "[[mount]]\ninvalid=1\n"] {
+        let (_folder, file) = write(line.repeat((1 << 20) / line.len()));
+        assert_eq!(check(&file).0, 78, "{line:?}");
+    }
+}
+
+#[rstest]
+#[case::missing("missing", "cannot be read: No such file or directory")]
+#[case::folder(".", "is no regular file")]
+#[case::fifo("fifo", "is no regular file")]
+#[case::device("/dev/zero", "is no regular file")]
+fn what_is_no_file_is_refused(#[case] name: &str, #[case] why: &str, #[values("check", "serve", "show")] by: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    nix::unistd::mkfifo(&folder.path().join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let path = folder.path().join(name);
+    let path = path.to_str().unwrap();
+    let (code, answer, errors) = run(&mut match by {
+        "check" => program(&["check-config", path]),
+        "serve" => program(&["serve", "--config", path]),
+        _ => program(&["config", "show", "--config", path]),
+    });
+    assert_eq!((code, answer.as_str()), (78, ""), "{errors}");
+    assert!(errors.contains(why), "{errors}");
+}
+
+#[test]
+fn a_file_of_somebody_else_is_refused() {
+    let (folder, file) = write(GOOD);
+    for (path, mode) in [(folder.path(), 0o755), (file.as_path(), 0o000)] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    // Root may read everything; on a thread of its own, it becomes somebody else.
+    let read = || {
+        if rustix::process::geteuid().is_root() {
+            let nobody = rustix::process::Uid::from_raw(65534);
+            rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+        }
+        config::load(&config::Sources::file(&file, "/run/control.sock"))
+    };
+    let errors = std::thread::scope(|scope| scope.spawn(read).join().unwrap()).unwrap_err().to_string();
+    assert!(errors.contains("Permission denied") && errors.contains("let this user read it"), "{errors}");
+}
+
+#[test]
+fn a_terminal_obeys_no_file() {
+    let mistakes = mistakes("\"a\\u001b[31m\\n\" = 1\n[daemon]\nlog_format = \"\\u001b[31m\"\n");
+    assert!(!mistakes.contains('\x1b') && mistakes.lines().count() == 3, "{mistakes:?}");
+}
+
+#[test]
+fn every_value_says_where_it_comes_from() {
+    let (_folder, file) = write(format!("{GOOD}read_only = true\nsuid = true\n"));
+    let path = file.to_str().unwrap();
+    let mut command =
+        program(&["config", "show", "--json", "--config", path, "--socket", "/run/s", "--backend", "fuse2"]);
+    command.env("LIGHTHOUSE_FUSE_BACKEND", "fuse3").env("LIGHTHOUSE_FUSE_ALLOW_OTHER", "yes");
+    command.env("LIGHTHOUSE_PORT", "8765");
+    let (code, answer, errors) = run(&mut command);
+    assert_eq!(code, 0, "{errors}");
+    let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+    let of = |key: &str| {
+        let values = answer["values"].as_array().unwrap();
+        let mut value = values.iter().find(|value| value["key"] == key).unwrap().clone();
+        value.as_object_mut().unwrap().remove("key");
+        value
+    };
+    assert_eq!(answer["schema"], 1);
+    assert_eq!(
+        of("daemon.socket"),
+        serde_json::json!({"mount": null, "value": "/run/s", "from": "flag", "flag": "--socket"})
+    );
+    assert_eq!(of("daemon.socket_group"), serde_json::json!({"mount": null, "value": null, "from": "default"}));
+    assert_eq!(of("mount.backend")["value"], "fuse2");
+    assert_eq!(
+        of("mount.allow_other"),
+        serde_json::json!({"mount": "default", "value": true, "from": "environment", "variable": "LIGHTHOUSE_FUSE_ALLOW_OTHER"})
+    );
+    assert_eq!(
+        of("mount.read_only"),
+        serde_json::json!({"mount": "default", "value": true, "from": "file", "file": path, "line": 4})
+    );
+    assert_eq!(of("mount.io.threads"), serde_json::json!({"mount": "default", "value": 16, "from": "default"}));
+    assert!(answer["warnings"][0].as_str().unwrap().starts_with("LIGHTHOUSE_PORT "));
+    assert!(errors.contains("LIGHTHOUSE_PORT is not supported by this version"), "{errors}");
+
+    let (_, table, _) = run(&mut program(&["config", "show", "--config", path]));
+    let line = table.lines().find(|line| line.starts_with("mount.suid")).unwrap();
+    let expected = format!("{path}:5");
+    assert_eq!(line.split_whitespace().collect::<Vec<_>>(), ["mount.suid", "default", "true", &expected]);
+}
+
+#[test]
+fn a_wrong_variable_is_wrong_configuration() {
+    let mut command = program(&["serve", "--source", "/srv", "--mountpoint", "/mnt/x"]);
+    let (code, _, errors) = run(command.env("LIGHTHOUSE_FUSE_ALLOW_OTHER", "maybe"));
+    assert_eq!(
+        (code, errors.as_str()),
+        (
+            78,
+            "LIGHTHOUSE_FUSE_ALLOW_OTHER: mount.allow_other: \"maybe\" is neither true nor false; use true or false\n"
+        )
+    );
+    let mut command = program(&["serve", "--source", "/srv", "--mountpoint", "/mnt/x"]);
+    let (code, _, errors) = run(command.env("LIGHTHOUSE_LOG_LEVEL", std::ffi::OsStr::from_bytes(b"\xff")));
+    assert!(
+        code == 78 && errors.starts_with("LIGHTHOUSE_LOG_LEVEL: daemon.log_level: ") && errors.contains("UTF-8"),
+        "{errors}"
+    );
+}
+
+#[test]
+fn check_config_looks_at_the_file_alone() {
+    let (_folder, file) = write(GOOD);
+    let mut command = program(&["check-config", file.to_str().unwrap()]);
+    assert_eq!(run(command.env("LIGHTHOUSE_FUSE_ALLOW_OTHER", "maybe")).0, 0);
+}
+
+#[test]
+fn serve_takes_its_mount_from_the_environment() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = program(&["serve", "--socket", folder.path().join("control.sock").to_str().unwrap()]);
+    command.env("LIGHTHOUSE_PROJECT_PATH", folder.path().join("gone")).env("LIGHTHOUSE_MOUNT_POINT", "/mnt/x");
+    let (code, _, errors) = run(&mut command);
+    assert!(code == 1 && errors.contains("gone does not exist"), "{errors}");
+    let (code, _, errors) = run(program(&["serve"]).env("LIGHTHOUSE_PROJECT_PATH", "/srv"));
+    assert!(code == 64 && errors.contains("mount.mountpoint: is missing; give --mountpoint"), "{errors}");
+}

@@ -1,0 +1,272 @@
+//! One daemon with several mounts, from a configuration file: they are independent of each other, and a reload changes what
+//! can be changed under running programs.
+
+mod support;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use support::{COMMAND_LIMIT, ROOT_DIRECT, Sandbox, USER_FUSERMOUNT3, Way, require_root, unless_skipped, wait_for};
+
+/// Names of mounts that are served well.
+const GOOD: [&str; 2] = ["one", "two"];
+
+struct Service {
+    daemon: Child,
+    sandbox: Sandbox,
+}
+
+impl Service {
+    /// Starts a daemon of a file with both good mounts and whatever else is said.
+    fn start(way: Way, more: impl FnOnce(&Sandbox) -> String) -> Self {
+        let sandbox = Sandbox::new(way.user, Duration::from_secs(90));
+        let mut file = String::new();
+        for name in GOOD {
+            file += &mount(&sandbox, name, "");
+        }
+        file += &more(&sandbox);
+        fs::write(config(&sandbox), file).unwrap();
+        let daemon = spawn(&sandbox);
+        let service = Self { daemon, sandbox };
+        service.wait_until("serves", |status| GOOD.iter().all(|name| health_of(status, name) == "healthy"));
+        service
+    }
+
+    fn status(&self) -> Option<Value> {
+        let output = self.ask(&["status", "--json"]);
+        serde_json::from_slice(&output.stdout).ok()
+    }
+
+    fn ask(&self, arguments: &[&str]) -> std::process::Output {
+        let mut command = self.sandbox.program();
+        command.args(arguments).arg("--socket").arg(self.sandbox.socket());
+        assert_cmd::Command::from_std(command).timeout(COMMAND_LIMIT).output().expect("the program")
+    }
+
+    fn wait_until(&self, what: &str, is_so: impl Fn(&Value) -> bool) {
+        wait_for(what, COMMAND_LIMIT, || self.status().filter(&is_so).map(drop));
+    }
+
+    fn server(&self, name: &str) -> i64 {
+        mount_of(&self.status().expect("a status"), name)["server_pid"].as_i64().expect("a server")
+    }
+
+    fn send(&self, signal: Signal) {
+        kill(Pid::from_raw(self.daemon.id().cast_signed()), signal).expect("a running daemon");
+    }
+
+    fn reload(&self, file: &str) {
+        fs::write(config(&self.sandbox), file).unwrap();
+        self.send(Signal::SIGHUP);
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.sandbox.log()).unwrap()
+    }
+
+    fn place(&self, name: &str) -> PathBuf {
+        self.sandbox.path().join("run").join(name)
+    }
+
+    fn write(&self, name: &str) -> std::io::Result<()> {
+        let file = self.place(name).join("file");
+        self.sandbox.user().act(|| fs::write(&file, name))
+    }
+
+    fn stop(mut self) {
+        self.send(Signal::SIGTERM);
+        let status = wait_for("the daemon to end", COMMAND_LIMIT * 2, || self.daemon.try_wait().expect("the daemon"));
+        assert!(status.success(), "{status}\n{}", self.log());
+        self.sandbox.assert_nothing_left();
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.log());
+        }
+        // A second time is no harm; the sandbox ends the rest.
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+    }
+}
+
+fn spawn(sandbox: &Sandbox) -> Child {
+    let log = File::options().create(true).append(true).open(sandbox.log()).unwrap();
+    let mut command = sandbox.program();
+    command.arg("serve").arg("--config").arg(config(sandbox)).arg("--socket").arg(sandbox.socket());
+    command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+    command.spawn().expect("a daemon")
+}
+
+fn config(sandbox: &Sandbox) -> PathBuf {
+    sandbox.path().join("config.toml")
+}
+
+/// A table for the file, and its folders.
+fn mount(sandbox: &Sandbox, name: &str, more: &str) -> String {
+    let (source, place) = (sandbox.source().join(name), sandbox.path().join("run").join(name));
+    for folder in [&source, &place] {
+        sandbox.user().act(|| fs::create_dir_all(folder)).unwrap();
+    }
+    table(name, &source, &place, more)
+}
+
+fn table(name: &str, source: &Path, place: &Path, more: &str) -> String {
+    format!(
+        "[[mount]]\nname = \"{name}\"\nsource = \"{}\"\nmountpoint = \"{}\"\n{more}\n",
+        source.display(),
+        place.display()
+    )
+}
+
+fn mount_of<'a>(status: &'a Value, name: &str) -> &'a Value {
+    let mounts = status["mounts"].as_array().expect("mounts");
+    mounts.iter().find(|mount| mount["name"] == name).unwrap_or(&Value::Null)
+}
+
+fn health_of<'a>(status: &'a Value, name: &str) -> &'a str {
+    mount_of(status, name)["health"].as_str().unwrap_or("unknown")
+}
+
+fn reasons_of(status: &Value, name: &str) -> String {
+    mount_of(status, name)["reasons"].to_string()
+}
+
+#[test]
+fn several_mounts_of_one_daemon() {
+    for way in [ROOT_DIRECT, USER_FUSERMOUNT3] {
+        unless_skipped(way.possible(), || {
+            let service = Service::start(way, |_| String::new());
+            assert!(service.log().contains("serving 2 of 2 mounts"), "{}", service.log());
+            for name in GOOD {
+                service.write(name).unwrap();
+                assert_eq!(fs::read(service.sandbox.source().join(name).join("file")).unwrap(), name.as_bytes());
+            }
+            assert_ne!(service.server("one"), service.server("two"));
+            service.stop();
+        });
+    }
+}
+
+#[test]
+fn one_bad_mount_holds_up_none_of_the_others_and_is_tried_again() {
+    unless_skipped(ROOT_DIRECT.possible(), || {
+        let service = Service::start(ROOT_DIRECT, |sandbox| {
+            let table = mount(sandbox, "bad", "");
+            fs::remove_dir(sandbox.source().join("bad")).unwrap();
+            table
+        });
+        service.wait_until("says what is bad", |status| {
+            health_of(status, "bad") == "unhealthy" && reasons_of(status, "bad").contains("does not exist")
+        });
+        assert!(service.log().contains("serving 2 of 3 mounts"), "{}", service.log());
+        assert_eq!(service.ask(&["health"]).status.code(), Some(1));
+        assert_eq!(service.ask(&["health", "--mount", "one"]).status.code(), Some(0));
+        let refused = service.ask(&["switch", "bad", "fuse2"]);
+        assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+
+        fs::create_dir(service.sandbox.source().join("bad")).unwrap();
+        service.wait_until("serves what was bad", |status| health_of(status, "bad") == "healthy");
+        service.stop();
+    });
+}
+
+#[test]
+fn a_server_that_dies_is_no_news_for_the_others() {
+    unless_skipped(ROOT_DIRECT.possible(), || {
+        let service = Service::start(ROOT_DIRECT, |_| String::new());
+        let (one, two) = (service.server("one"), service.server("two"));
+        let open = File::create(service.place("two").join("open")).unwrap();
+        kill(Pid::from_raw(one.try_into().unwrap()), Signal::SIGKILL).unwrap();
+        service.wait_until("replaces the server", |status| {
+            let server = mount_of(status, "one")["server_pid"].as_i64();
+            health_of(status, "one") == "healthy" && server.is_some_and(|server| server != one)
+        });
+        assert_eq!(service.server("two"), two);
+        std::io::Write::write_all(&mut &open, b"never noticed").unwrap();
+        service.stop();
+    });
+}
+
+#[test]
+fn a_killed_daemon_leaves_all_and_the_next_adopts_what_is_still_wanted() {
+    unless_skipped(ROOT_DIRECT.possible(), || {
+        let mut service = Service::start(ROOT_DIRECT, |_| String::new());
+        let (one, two) = (service.server("one"), service.server("two"));
+        service.daemon.kill().unwrap();
+        service.daemon.wait().unwrap();
+        for name in GOOD {
+            service.write(name).unwrap();
+        }
+        let file = mount(&service.sandbox, "one", "");
+        fs::write(config(&service.sandbox), file).unwrap();
+        service.daemon = spawn(&service.sandbox);
+        service.wait_until("adopts", |status| health_of(status, "one") == "healthy");
+        assert_eq!(service.server("one"), one);
+        wait_for("the other to be unmounted", COMMAND_LIMIT, || (service.sandbox.mounts().len() == 1).then_some(()));
+        let two = Pid::from_raw(two.try_into().unwrap());
+        wait_for("its server to end", COMMAND_LIMIT, || kill(two, None).is_err().then_some(()));
+        service.stop();
+    });
+}
+
+#[test]
+fn a_reload_adds_removes_and_changes() {
+    unless_skipped(ROOT_DIRECT.possible(), || {
+        let service = Service::start(ROOT_DIRECT, |_| String::new());
+        let one = service.server("one");
+        let sandbox = &service.sandbox;
+        service.reload(
+            &("[daemon]\nlog_level = \"debug\"\n".to_owned()
+                + &mount(sandbox, "one", "read_only = true\n[mount.deadlines]\ndrain = \"1s\"")
+                + &mount(sandbox, "three", "")),
+        );
+        service.wait_until("takes the new configuration", |status| {
+            health_of(status, "three") == "healthy" && health_of(status, "two") == "unknown"
+        });
+        assert_eq!(service.server("one"), one, "what stays is not touched");
+        wait_for("the removed one to be unmounted", COMMAND_LIMIT, || (sandbox.mounts().len() == 2).then_some(()));
+        let log = service.log();
+        assert!(
+            log.contains("mount.read_only: true instead of false counts when this mount is mounted again"),
+            "{log}"
+        );
+        assert!(log.contains("mount.deadlines.drain: \"1s\" instead of \"2s\""), "{log}");
+        service.write("one").unwrap();
+        service.stop();
+    });
+}
+
+#[test]
+fn a_bad_file_changes_nothing() {
+    unless_skipped(ROOT_DIRECT.possible(), || {
+        let service = Service::start(ROOT_DIRECT, |_| String::new());
+        let before = (service.server("one"), service.server("two"));
+        service.reload("[[mount]]\nname = \"one\"\nsauce = \"/srv\"\n");
+        wait_for("the error", COMMAND_LIMIT, || service.log().contains("nothing has changed").then_some(()));
+        assert!(service.log().contains("sauce"), "{}", service.log());
+        assert_eq!((service.server("one"), service.server("two")), before);
+        service.stop();
+    });
+}
+
+#[test]
+fn unmounted_by_somebody_else_it_stays_so_until_a_reload() {
+    unless_skipped(require_root(), || {
+        let service = Service::start(ROOT_DIRECT, |_| String::new());
+        let file = fs::read_to_string(config(&service.sandbox)).unwrap();
+        nix::mount::umount(&service.place("one")).unwrap();
+        service.wait_until("sees it", |status| reasons_of(status, "one").contains("somebody else has unmounted it"));
+        assert_eq!(service.sandbox.mounts().len(), 1);
+        service.reload(&file);
+        service.wait_until("mounts again", |status| health_of(status, "one") == "healthy");
+        service.stop();
+    });
+}
