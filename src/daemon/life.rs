@@ -139,7 +139,7 @@ fn start_api(listening: &mut Listening, mounts: Mounts) -> Result<Api, Failure> 
     Ok((stop, api))
 }
 
-/// Prints the ready line when the mount is served.
+/// Prints the ready line, and tells whoever started this as a service (sd_notify(3)), when the mount is served.
 async fn announce(mount: Arc<Mount>, mut facts: watch::Receiver<Facts>) {
     let Ok(facts) = facts.wait_for(|facts| facts.greeting.is_some() || matches!(facts.phase, Phase::Ended(_))).await
     else {
@@ -157,6 +157,9 @@ async fn announce(mount: Arc<Mount>, mut facts: watch::Receiver<Facts>) {
         tracing::debug!("{line}");
         if let Err(error) = writeln!(io::stdout(), "{line}") {
             tracing::debug!(%error, "nobody reads the ready line");
+        }
+        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+            tracing::warn!(%error, "whoever set NOTIFY_SOCKET cannot be told that the mount answers");
         }
     }
 }
