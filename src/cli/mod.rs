@@ -4,6 +4,8 @@ mod backends;
 mod demo;
 mod load;
 mod log;
+mod mount8;
+mod packaging;
 mod serve;
 mod server;
 mod status;
@@ -51,6 +53,7 @@ pub struct Cli {
 
 /// Options of every subcommand.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Options of every subcommand")]
 struct Global {
     /// Control socket: where `serve` listens, and where the others ask [default: /run/lighthouse-fs/control.sock for
     /// root, else $XDG_RUNTIME_DIR/lighthouse-fs/control.sock or /tmp/lighthouse-fs-UID/control.sock]
@@ -73,6 +76,8 @@ enum Command {
     Switch(switch::Args),
     Backends(backends::Args),
     Demo(demo::DemoArgs),
+    Completions(packaging::Completions),
+    Man(packaging::Man),
     #[command(hide = true)]
     Server(server::Args),
     #[command(hide = true)]
@@ -82,28 +87,36 @@ enum Command {
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
+    if let Some(code) = mount8::main() {
+        return code;
+    }
     let Cli { global, command } = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(answer) => return explain(&answer),
+        Err(answer) => return explain(&answer, exit::USAGE),
     };
-    log::start(&global.log);
+    // A server starts it when it has taken what it inherits.
+    if !matches!(command, Command::Server(_)) {
+        log::start(&global.log);
+    }
     match command {
         Command::Serve(args) => serve::run(args, &global),
         Command::Status(args) => status::run(&args, &global),
         Command::Switch(args) => switch::run(&args, &global),
         Command::Backends(args) => backends::run(&args),
         Command::Demo(args) => demo::run(&args),
-        Command::Server(args) => server::run(&args),
+        Command::Completions(args) => packaging::complete(&args),
+        Command::Man(args) => packaging::write_pages(&args),
+        Command::Server(args) => server::run(&args, &global.log),
         Command::Load(args) => load::run(args),
     }
 }
 
 /// Help and version are answers; everything else is wrong usage, for which clap has a code of its own.
-fn explain(answer: &clap::Error) -> ExitCode {
+fn explain(answer: &clap::Error, usage: u8) -> ExitCode {
     match answer.print() {
         // Nobody reads on, as in `lighthouse-fs --help | head -1`.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::from(exit::FAILED),
-        _ if answer.use_stderr() => ExitCode::from(exit::USAGE),
+        _ if answer.use_stderr() => ExitCode::from(usage),
         _ => ExitCode::SUCCESS,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::{exit, fail};
+use super::{exit, fail, log};
 use crate::daemon::process;
 use crate::server;
 
@@ -14,10 +14,13 @@ pub struct Args {
     device: bool,
 }
 
-/// Serves until told to stop.
-pub fn run(args: &Args) -> ExitCode {
+/// Serves until told to stop. To be called before anything is opened, the log too: it may be a socket.
+pub fn run(args: &Args, log: &log::Options) -> ExitCode {
     match process::inherited(args.device) {
-        Ok((line, ledger, device)) => server::run(&line, ledger, device).into(),
+        Ok((line, ledger, device)) => {
+            log::start(log);
+            server::run(&line, ledger, device).into()
+        }
         Err(error) => fail(exit::USAGE, error),
     }
 }
