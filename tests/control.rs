@@ -14,15 +14,15 @@ use axum::extract::ConnectInfo;
 use lighthouse_fs::api::model::{Health, MountStatus};
 use lighthouse_fs::api::{self, Client, ClientError, Peer, router};
 use lighthouse_fs::config::{Backend, BackendChoice, Deadlines, Mount};
-use lighthouse_fs::daemon::mount::{End, Phase, Request, Task};
-use lighthouse_fs::daemon::process::Server;
+use lighthouse_fs::daemon::mount::{Beginning, End, Facts, Phase, Request, Task};
+use lighthouse_fs::daemon::process::{Process, Server};
 use lighthouse_fs::daemon::{Handle, Mounts};
 use lighthouse_fs::ledger::{Ledger, PortState};
-use lighthouse_fs::server::orders::{Line, Order, Report, Switched, Unavailable, VERSION};
+use lighthouse_fs::server::orders::{Hello, Line, Order, Report, Switched, Unavailable, VERSION};
 use rstest::rstest;
 use tempfile::TempDir;
 use tokio::net::UnixListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -34,6 +34,28 @@ struct Fake {
     ledger: Ledger,
     process: u32,
     _alive: ChildStdin,
+}
+
+fn hello() -> Hello {
+    Hello {
+        version: VERSION,
+        mount: mount(),
+        stable: Backend::Fuse2,
+        active: Backend::Fuse2,
+        protocol_minor: 31,
+        helper: "direct".into(),
+        unavailable: Vec::new(),
+        last_switch: None,
+    }
+}
+
+fn mount() -> Mount {
+    let short = Duration::from_millis(10);
+    Mount {
+        backend: BackendChoice::Only(Backend::Fuse2),
+        deadlines: Deadlines { drain: short, switch: short, unmount: short, ..Deadlines::default() },
+        ..Mount::new("default", "/srv/data", "/mnt/data")
+    }
 }
 
 impl Fake {
@@ -55,8 +77,7 @@ impl Fake {
     fn begins(&self, unavailable: Vec<Unavailable>) {
         assert!(matches!(self.order(), Order::Serve { version: VERSION, .. }));
         self.attach(Backend::Fuse2);
-        let helper = "direct".into();
-        self.says(&Report::Hello { version: VERSION, active: Backend::Fuse2, protocol_minor: 31, helper, unavailable });
+        self.says(&Report::Hello(Box::new(Hello { unavailable, ..hello() })));
     }
 
     fn ends_when_told(&self) {
@@ -94,21 +115,19 @@ impl Daemon {
         let fake = Fake { line: far, ledger: ledger.clone(), process: child.id(), _alive: alive };
         std::thread::spawn(move || server(&fake));
 
-        let short = Duration::from_millis(10);
-        let mount = Arc::new(Mount {
-            backend: BackendChoice::Only(Backend::Fuse2),
-            deadlines: Deadlines { drain: short, switch: short, unmount: short, ..Deadlines::default() },
-            ..Mount::new("default", "/srv/data", "/mnt/data")
+        let server = Server { line, ledger, process: Process::Child(child) };
+        let (facts, mut watcher) = watch::channel(Facts::new(Arc::new(mount())));
+        let (requests, mut received) = mpsc::channel(16);
+        let task = tokio::spawn(async move {
+            let task = Task::new(None, server, &facts, &mut received).unwrap();
+            task.run(Beginning::Serve { meeting: None, resume: None }).await
         });
-        let server = Server { line, ledger: ledger.clone(), child };
-        let (task, requests, mut facts) = Task::new(mount.clone(), None, server).unwrap();
-        let task = tokio::spawn(task.run());
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("control.sock");
         let listener = UnixListener::bind(&socket).unwrap();
-        let handle = Handle { mount, ledger, facts: facts.clone(), requests: requests.clone() };
+        let handle = Handle { facts: watcher.clone(), requests: requests.clone() };
         tokio::spawn(api::serve(listener, Mounts::new(vec![handle]), std::future::pending()));
-        let settled = facts.wait_for(|facts| facts.phase != Phase::Starting);
+        let settled = watcher.wait_for(|facts| facts.phase != Phase::Starting);
         timeout(PATIENCE, settled).await.unwrap().unwrap();
         Self { client: Client::new(&socket), requests, task, folder }
     }
@@ -318,9 +337,7 @@ async fn what_fails_to_mount_says_why() {
 async fn a_server_of_another_version_is_refused() {
     let daemon = Daemon::over(|server| {
         server.order();
-        let (active, helper) = (Backend::Fuse2, "direct".into());
-        let version = VERSION + 1;
-        server.says(&Report::Hello { version, active, protocol_minor: 31, helper, unavailable: vec![] });
+        server.says(&Report::Hello(Box::new(Hello { version: VERSION + 1, ..hello() })));
     })
     .await;
     assert!(matches!(daemon.end().await, End::Failed(why) if why.contains("start both from one build")));

@@ -267,16 +267,6 @@ fn what_the_server_executes_is_its_own() {
     });
 }
 
-#[test]
-fn an_aborted_connection_is_a_failure_and_leaves_no_dead_mount() {
-    unless_skipped(require_root(), || {
-        let mut mount = Mount::builder(any_backend(), ROOT_DIRECT).start();
-        fs::write(format!("/sys/fs/fuse/connections/{}/abort", mount.connection_id()), "1").unwrap();
-        assert_eq!(mount.wait().code(), Some(1));
-        mount.sandbox.assert_nothing_left();
-    });
-}
-
 #[rstest]
 #[case::no_source("nowhere", "mountpoint", "nowhere")]
 #[case::a_file_as_source("file", "mountpoint", "file")]

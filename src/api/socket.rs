@@ -70,33 +70,64 @@ fn place(uid: u32, runtime: Option<PathBuf>) -> PathBuf {
     folder.join(NAME)
 }
 
+/// Where the servers of the daemon that listens at `socket` wait for the next daemon: `servers` beside `control.sock`.
+#[must_use]
+pub fn servers(socket: &Path) -> PathBuf {
+    if socket.file_name().is_some_and(|name| name == NAME) {
+        return socket.with_file_name("servers");
+    }
+    socket.with_extension("servers")
+}
+
+/// Where the server of a mount waits for the next daemon.
+#[must_use]
+pub fn server(socket: &Path, mount: &str) -> PathBuf {
+    servers(socket).join(format!("{mount}.sock"))
+}
+
+/// Makes a folder that is this user's alone, or sees that it is one.
+///
+/// # Errors
+/// When it is somebody else's, or cannot be made.
+pub fn make_private(folder: &Path) -> Result<(), ListenError> {
+    let failed = |source| ListenError::Failed { action: "placed", path: folder.into(), source };
+    match DirBuilder::new().mode(0o700).create(folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
+        _ => {}
+    }
+    check_owner(folder, rustix::process::geteuid().as_raw())?;
+    fs::set_permissions(folder, Permissions::from_mode(0o700)).map_err(failed)
+}
+
 fn own_folder(uid: u32) -> PathBuf {
     format!("/tmp/lighthouse-fs-{uid}").into()
 }
 
-/// Where the daemon behind a mount of `mount(8)` listens: the mount point's name, as `systemd-escape --path` writes it, in
-/// a folder of this user.
+/// Where the daemon behind a mount of `mount(8)` listens: the mount point, as `systemd-escape --path` writes it, in a folder
+/// of this user.
 #[must_use]
-pub fn of_mount(mountpoint: &Path) -> PathBuf {
-    within(&mounts_folder(), mountpoint)
+pub fn of_mount(mountpoint: &Path, name: &str) -> PathBuf {
+    within(&mounts_folder(), mountpoint, name)
 }
 
 fn mounts_folder() -> PathBuf {
     default_path().with_file_name(MOUNTS)
 }
 
-fn within(folder: &Path, mountpoint: &Path) -> PathBuf {
-    let mut name = escaped(mountpoint);
-    let room = LONGEST.saturating_sub(folder.as_os_str().len() + "/.sock".len());
+fn within(folder: &Path, mountpoint: &Path, name: &str) -> PathBuf {
+    let mut place = escaped(mountpoint);
+    // The longest path is that of the mount's server.
+    let around = server(&folder.join("x.sock"), name).as_os_str().len() - "x".len();
+    let room = LONGEST.saturating_sub(around);
     // What does not fit is told apart by a hash, as in systemd's unit names.
-    if name.len() > room {
+    if place.len() > room {
         let mut hasher = DefaultHasher::new();
         mountpoint.hash(&mut hasher);
         let hash = format!("_{:016x}", hasher.finish());
-        name.truncate(room.saturating_sub(hash.len()));
-        name += &hash;
+        place.truncate(room.saturating_sub(hash.len()));
+        place += &hash;
     }
-    folder.join(name + ".sock")
+    folder.join(place + ".sock")
 }
 
 /// "String escaping for inclusion in unit names" of systemd.unit(5), for paths.
@@ -279,12 +310,12 @@ mod tests {
 
     #[test]
     fn long_mount_points_have_sockets_of_their_own() {
-        let place =
-            |last: &str| within(Path::new("/run/lighthouse-fs/mounts"), &Path::new(&"/long".repeat(40)).join(last));
+        let folder = Path::new("/run/lighthouse-fs/mounts");
+        let place = |last: &str| within(folder, &Path::new(&"/long".repeat(40)).join(last), "long");
         let (one, other) = (place("one"), place("other"));
-        assert_eq!(one.as_os_str().len(), LONGEST);
+        assert_eq!(server(&one, "long").as_os_str().len(), LONGEST);
         assert_ne!(one, other);
-        assert_eq!(within(Path::new("/run"), Path::new("/mnt")), Path::new("/run/mnt.sock"));
+        assert_eq!(within(folder, Path::new("/mnt"), "mnt"), folder.join("mnt.sock"));
     }
 
     #[test]

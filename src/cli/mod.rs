@@ -2,6 +2,8 @@
 
 mod backends;
 mod demo;
+mod end_servers;
+mod init;
 mod load;
 mod log;
 mod mount8;
@@ -76,6 +78,7 @@ enum Command {
     Switch(switch::Args),
     Backends(backends::Args),
     Demo(demo::DemoArgs),
+    EndServers(end_servers::Args),
     Completions(packaging::Completions),
     Man(packaging::Man),
     #[command(hide = true)]
@@ -94,6 +97,9 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(answer) => return explain(&answer, exit::USAGE),
     };
+    if matches!(command, Command::Serve(_)) && init::is_needed() {
+        return init::run();
+    }
     // A server starts it when it has taken what it inherits.
     if !matches!(command, Command::Server(_)) {
         log::start(&global.log);
@@ -104,6 +110,7 @@ pub fn main() -> ExitCode {
         Command::Switch(args) => switch::run(&args, &global),
         Command::Backends(args) => backends::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::EndServers(args) => end_servers::run(&args, &global),
         Command::Completions(args) => packaging::complete(&args),
         Command::Man(args) => packaging::write_pages(&args),
         Command::Server(args) => server::run(&args, &global.log),

@@ -83,7 +83,19 @@ pub fn run(args: Args, global: &Global) -> ExitCode {
     if let Some(threads) = args.threads {
         mount.io.threads = threads.into();
     }
-    let options = daemon::Options { mount, socket: global.socket(), server_arguments: global.log.arguments() };
+    let daemon = config::Daemon {
+        socket: global.socket(),
+        socket_group: None,
+        log_level: String::new(),
+        log_format: config::LogFormat::Text,
+    };
+    let options = daemon::Options {
+        settings: config::Settings { daemon, mounts: vec![mount] },
+        alone: true,
+        mounts_end_too: args.with_parent,
+        reload: None,
+        server_arguments: global.log.arguments(),
+    };
     match daemon::run(options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Configuration(why)) => fail(exit::CONFIGURATION, why),

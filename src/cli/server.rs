@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::{exit, fail, log};
-use crate::daemon::process;
+use crate::daemon::process::{self, Inherited};
 use crate::server;
 
 /// The serving process of one mount; `serve` starts it
@@ -17,9 +17,9 @@ pub struct Args {
 /// Serves until told to stop. To be called before anything is opened, the log too: it may be a socket.
 pub fn run(args: &Args, log: &log::Options) -> ExitCode {
     match process::inherited(args.device) {
-        Ok((line, ledger, device)) => {
+        Ok(Inherited { line, ledger, shared, device }) => {
             log::start(log);
-            server::run(&line, ledger, device).into()
+            server::run(line, ledger, shared, device).into()
         }
         Err(error) => fail(exit::USAGE, error),
     }

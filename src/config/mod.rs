@@ -328,6 +328,14 @@ impl Mount {
         }
     }
 
+    /// Backends in the order in which they are tried to serve: what works here is tried, not guessed.
+    #[must_use]
+    pub fn backends_to_try(&self) -> Vec<Backend> {
+        let first = self.backend.resolve();
+        let other = (self.fallback || self.backend == BackendChoice::Auto).then_some(first.other());
+        std::iter::once(first).chain(other).filter(|backend| backend.is_built_in()).collect()
+    }
+
     /// Where the mount is in the tree, as far as that is known.
     #[must_use]
     pub fn place(&self) -> &Path {

@@ -55,6 +55,15 @@ pub enum ConnectError {
     Clone(io::Error),
 }
 
+impl ConnectError {
+    /// Whether it is about the mount helper, so that another one may succeed.
+    #[must_use]
+    pub fn is_the_helpers(&self) -> bool {
+        use MountError::{HelperRefused, HelperSilent, HelperUnusable, NoHelper};
+        matches!(self, Self::Mount(NoHelper(_) | HelperUnusable { .. } | HelperRefused { .. } | HelperSilent { .. }))
+    }
+}
+
 mod ioctls {
     #![allow(missing_docs, reason = "the macro gives its function no place for them")]
     // `FUSE_DEV_IOC_CLONE` of fuse.h.

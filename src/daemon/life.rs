@@ -1,34 +1,43 @@
-//! A daemon's life: check, listen, start the server, answer, stop.
+//! A daemon's life: listen, keep each mount, answer, reload, stop.
 
 use std::error::Error;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::signal::{SigSet, Signal};
+use sd_notify::NotifyState;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
+use tokio::sync::oneshot;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
-use super::mount::{End, Facts, Phase, Request, Task};
+use super::keeper::{Keeper, Plan};
+use super::mount::{End, Facts, Phase, Request};
 use super::status::{Handle, Mounts};
-use super::{Refusal, preflight, process};
+use super::{Refusal, leftover, preflight, process};
 use crate::api;
 use crate::api::socket::{self, Listening};
-use crate::config::Mount;
+use crate::config::{Mount, Settings};
 
 /// For answers that are on their way when the daemon ends.
 const FAREWELL: Duration = Duration::from_secs(1);
 
+/// Reads the configuration again. The message of an error says all that is wrong with it.
+pub type Reload = Box<dyn Fn() -> Result<Settings, String> + Send>;
+
 /// What a daemon is to do.
-#[derive(Clone, Debug)]
 pub struct Options {
-    /// What it serves.
-    pub mount: Mount,
-    /// Where it listens.
-    pub socket: PathBuf,
+    /// What is configured.
+    pub settings: Settings,
+    /// Whether its one mount is all that it is for: what fails at the start ends it, and so does an unmount by others.
+    pub alone: bool,
+    /// Whether the mounts end with it, however it ends. Else their servers wait for the next daemon when it is killed.
+    pub mounts_end_too: bool,
+    /// Reads the configuration again; without it SIGHUP is a hang-up, and stops.
+    pub reload: Option<Reload>,
     /// Options of the program that its servers get too: those of the log.
     pub server_arguments: Vec<String>,
 }
@@ -57,70 +66,228 @@ fn other(error: impl Into<Box<dyn Error + Send + Sync>>) -> Failure {
     Failure::Other(error.into().to_string())
 }
 
-/// Runs a daemon until it is told to stop or its mount is gone. To be called by a process that has one thread and has
-/// opened nothing yet.
+/// Runs a daemon until it is told to stop, or, if it is for one mount alone, that is gone. To be called by a process that
+/// has one thread and has opened nothing yet.
 ///
 /// # Errors
-/// When it cannot begin, or its server dies.
-pub fn run(mut options: Options) -> Result<(), Failure> {
-    let device = process::device(&options.mount.mountpoint).map_err(other)?;
-    // A descriptor's mount is somebody else's: where it is, and what becomes of it, is theirs to say.
-    let place = match device {
-        Some(_) => preflight::check_source(&options.mount.source).map(|()| None)?,
-        None => Some(preflight::check(&options.mount, &options.socket)?),
+/// When it cannot begin; for one mount alone also when that fails.
+pub fn run(options: Options) -> Result<(), Failure> {
+    // Whoever has started this process may have left them blocked.
+    SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD])
+        .thread_unblock()
+        .map_err(other)?;
+    let device = match (&options.settings.mounts[..], options.alone) {
+        ([mount], true) => process::device(&mount.mountpoint).map_err(other)?,
+        _ => None,
     };
-    // As mountinfo will show it, so that every process speaks of the same place.
-    if let Some(place) = &place {
-        options.mount.mountpoint.clone_from(place);
+    if let ([mount], true) = (&options.settings.mounts[..], options.alone) {
+        check_alone(mount, device.is_some(), &options.settings.daemon.socket)?;
     }
-    let mut listening = socket::listen(&options.socket).map_err(other)?;
-    let server = process::start(device, &options.server_arguments).map_err(other)?;
+    let mut listening = socket::listen(&options.settings.daemon.socket).map_err(other)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(other)?;
-    let end = runtime.block_on(live(Arc::new(options.mount), place, server, &mut listening));
+    let end = runtime.block_on(async {
+        let mut life = Life::new(options);
+        life.live(device, &mut listening).await
+    });
     // Not waiting for a helper that hangs on a dead mount: its deadline has passed.
     runtime.shutdown_background();
     end
 }
 
-async fn live(
-    mount: Arc<Mount>,
-    place: Option<PathBuf>,
-    server: process::Server,
-    listening: &mut Listening,
-) -> Result<(), Failure> {
-    let ledger = server.ledger.clone();
-    let (task, requests, facts) = Task::new(mount.clone(), place, server).map_err(other)?;
-    let handle = Handle { mount: mount.clone(), ledger, facts: facts.clone(), requests: requests.clone() };
-    let mut serving = tokio::spawn(task.run());
-    let (stop_api, api) = start_api(listening, Mounts::new(vec![handle]))?;
-    tokio::spawn(announce(mount.clone(), facts));
-
-    let end = tokio::select! {
-        end = &mut serving => end,
-        stopped = stop_signal(&requests) => {
-            stopped.map_err(other)?;
-            serving.await.map(|end| told_to_stop(&mount, end))
-        }
-    };
-    if stop_api.send(()).is_ok() && timeout(FAREWELL, api).await.is_err() {
-        tracing::info!("a client still waits for an answer; not waiting for it");
+/// What is wrong with the only mount is said before anything is made, unless a server of it is to be adopted.
+fn check_alone(mount: &Mount, is_given: bool, socket: &Path) -> Result<(), Failure> {
+    if is_given {
+        return Ok(preflight::check_source(&mount.source)?);
     }
-    match end.map_err(other)? {
-        End::Stopped => Ok(()),
-        End::Unmounted => {
-            tracing::info!(mount = mount.name, "somebody else has unmounted it; nothing is left to serve");
-            Ok(())
-        }
-        End::Failed(why) => Err(Failure::Other(why)),
-        End::Died(why) => Err(Failure::Other(format!("mount \"{}\": {why}", mount.name))),
+    if socket::server(socket, &mount.name).symlink_metadata().is_ok() {
+        return Ok(());
     }
+    preflight::check(mount, socket)?;
+    Ok(())
 }
 
-/// A mount that had to be taken away by force has stopped all the same, as it was told to.
-fn told_to_stop(mount: &Mount, end: End) -> End {
-    match end {
-        End::Died(why) => End::Failed(format!("mount {:?}: not unmounted in order: {why}", mount.name)),
-        other => other,
+struct Life {
+    options: Options,
+    mounts: Mounts,
+    keepers: JoinSet<(String, End)>,
+}
+
+impl Life {
+    fn new(options: Options) -> Self {
+        Self { options, mounts: Mounts::new(Vec::new()), keepers: JoinSet::new() }
+    }
+
+    async fn live(&mut self, device: Option<std::os::fd::OwnedFd>, listening: &mut Listening) -> Result<(), Failure> {
+        if !self.options.mounts_end_too {
+            let folder = socket::servers(&self.options.settings.daemon.socket);
+            socket::make_private(&folder).map_err(other)?;
+            self.end_strangers(folder);
+        }
+        let mut handles = Vec::new();
+        let mut device = device;
+        for mount in self.options.settings.mounts.clone() {
+            handles.push(self.keep(mount, device.take()));
+        }
+        self.mounts.set(handles);
+        let (stop_api, api) = start_api(listening, self.mounts.clone())?;
+        tokio::spawn(announce(self.mounts.all()));
+        tokio::spawn(feed_watchdog());
+        let end = self.heed_signals().await;
+        if stop_api.send(()).is_ok() && timeout(FAREWELL, api).await.is_err() {
+            tracing::info!("a client still waits for an answer; not waiting for it");
+        }
+        end
+    }
+
+    /// Starts a keeper.
+    fn keep(&mut self, mount: Mount, device: Option<std::os::fd::OwnedFd>) -> Handle {
+        let socket = self.options.settings.daemon.socket.clone();
+        // Nobody could hand the same descriptor to the next daemon.
+        let is_left = !self.options.mounts_end_too && device.is_none();
+        let plan = Plan {
+            meeting: is_left.then(|| socket::server(&socket, &mount.name)),
+            socket,
+            server_arguments: self.options.server_arguments.clone(),
+            alone: self.options.alone,
+        };
+        let name = mount.name.clone();
+        let (keeper, requests, facts) = Keeper::new(Arc::new(mount), plan, device);
+        self.keepers.spawn(async { (name, keeper.run().await) });
+        Handle { facts, requests }
+    }
+
+    /// Servers that an earlier daemon has left and nobody wants any more.
+    fn end_strangers(&self, folder: PathBuf) {
+        let wanted: Vec<_> = self.options.settings.mounts.iter().map(|mount| mount.name.clone()).collect();
+        tokio::task::spawn_blocking(move || {
+            for (name, result) in leftover::end(&folder, |name| !wanted.iter().any(|wanted| wanted == name)) {
+                match result {
+                    Ok(()) => {
+                        tracing::warn!(mount = name, "it is no longer configured, but was still served: unmounted")
+                    }
+                    Err(error) => {
+                        tracing::error!(mount = name, %error, "it is no longer configured, and its server does not end")
+                    }
+                }
+            }
+        });
+    }
+
+    async fn heed_signals(&mut self) -> Result<(), Failure> {
+        let mut terminate = signal(SignalKind::terminate()).map_err(other)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(other)?;
+        let mut hang_up = signal(SignalKind::hangup()).map_err(other)?;
+        loop {
+            let name = tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+                _ = hang_up.recv() => {
+                    if self.options.reload.is_some() {
+                        self.reload();
+                        continue;
+                    }
+                    "SIGHUP"
+                }
+                Some(ended) = self.keepers.join_next() => {
+                    if let Some(end) = self.bury(ended)? {
+                        return end;
+                    }
+                    continue;
+                }
+            };
+            tracing::info!("{name}: unmounting");
+            return self.stop().await;
+        }
+    }
+
+    /// A keeper has ended by itself. What that means for the daemon, if anything.
+    fn bury(
+        &self,
+        ended: Result<(String, End), tokio::task::JoinError>,
+    ) -> Result<Option<Result<(), Failure>>, Failure> {
+        let (mount, end) = ended.map_err(other)?;
+        if !self.options.alone {
+            tracing::info!(mount, "no longer served");
+            return Ok(None);
+        }
+        Ok(Some(match end {
+            End::Stopped => Ok(()),
+            End::Unmounted => {
+                tracing::info!(mount, "somebody else has unmounted it; nothing is left to serve");
+                Ok(())
+            }
+            End::Refused(why) => Err(Failure::Configuration(why)),
+            End::Failed(why) => Err(Failure::Other(why)),
+            End::Died(why) | End::Forced(why) => Err(Failure::Other(format!("mount {mount:?}: {why}"))),
+        }))
+    }
+
+    /// Unmounts all, side by side. A mount that had to be taken away by force has stopped all the same.
+    async fn stop(&mut self) -> Result<(), Failure> {
+        tell_systemd(&[NotifyState::Stopping, NotifyState::Status("unmounting")]);
+        for handle in self.mounts.all() {
+            // One that has ended by itself at the same moment takes no more requests.
+            let _ = handle.requests.send(Request::Stop).await;
+        }
+        let mut failures = Vec::new();
+        while let Some(ended) = self.keepers.join_next().await {
+            let (mount, end) = ended.map_err(other)?;
+            if let End::Died(why) | End::Forced(why) = end {
+                failures.push(format!("mount {mount:?}: not unmounted in order: {why}"));
+            }
+        }
+        if failures.is_empty() { Ok(()) } else { Err(Failure::Other(failures.join("; "))) }
+    }
+
+    /// Takes a new configuration, as far as that goes without a restart. A bad one changes nothing.
+    fn reload(&mut self) {
+        let Some(reload) = &self.options.reload else { return };
+        match NotifyState::monotonic_usec_now() {
+            Ok(now) => tell_systemd(&[NotifyState::Reloading, now]),
+            Err(error) => tracing::debug!(%error, "no clock"),
+        }
+        match reload() {
+            Ok(settings) => self.take(settings),
+            Err(why) => tracing::error!("SIGHUP: the configuration is not good, and nothing has changed: {why}"),
+        }
+        tell_systemd(&[NotifyState::Ready]);
+    }
+
+    fn take(&mut self, settings: Settings) {
+        let old = std::mem::replace(&mut self.options.settings, settings);
+        if old.daemon.socket != self.options.settings.daemon.socket
+            || old.daemon.socket_group != self.options.settings.daemon.socket_group
+        {
+            tracing::warn!("another control socket or group needs a restart of the daemon");
+            self.options.settings.daemon.socket.clone_from(&old.daemon.socket);
+            self.options.settings.daemon.socket_group.clone_from(&old.daemon.socket_group);
+        }
+        let mut known = self.mounts.all();
+        let mut handles = Vec::new();
+        for mount in self.options.settings.mounts.clone() {
+            // One that was removed before and has ended takes no more requests.
+            let found = known.iter().position(|handle| handle.name() == mount.name && !handle.requests.is_closed());
+            let Some(index) = found else {
+                tracing::info!(mount = mount.name, "new in the configuration: mounting");
+                handles.push(self.keep(mount, None));
+                continue;
+            };
+            let handle = known.swap_remove(index);
+            let request = Request::Reconfigure(Arc::new(mount));
+            if handle.requests.try_send(request).is_err() {
+                tracing::error!(
+                    mount = handle.name(),
+                    "it has too much to do to take a new configuration: reload again"
+                );
+            }
+            handles.push(handle);
+        }
+        for gone in known {
+            tracing::info!(mount = gone.name(), "no longer in the configuration: unmounting");
+            tokio::spawn(async move { drop(gone.requests.send(Request::Stop).await) });
+        }
+        self.mounts.set(handles);
+        tracing::info!(mounts = self.options.settings.mounts.len(), "SIGHUP: the configuration was read again");
     }
 }
 
@@ -133,50 +300,60 @@ fn start_api(listening: &mut Listening, mounts: Mounts) -> Result<Api, Failure> 
     let stopped = async { stopped.await.unwrap_or(()) };
     let api = tokio::spawn(async {
         if let Err(error) = api::serve(listener, mounts, stopped).await {
-            tracing::error!(%error, "the control socket failed; the mount is served on");
+            tracing::error!(%error, "the control socket failed; the mounts are served on");
         }
     });
     Ok((stop, api))
 }
 
-/// Prints the ready line, and tells whoever started this as a service (sd_notify(3)), when the mount is served.
-async fn announce(mount: Arc<Mount>, mut facts: watch::Receiver<Facts>) {
-    let Ok(facts) = facts.wait_for(|facts| facts.greeting.is_some() || matches!(facts.phase, Phase::Ended(_))).await
-    else {
-        return;
+/// Says that the daemon is ready, on standard output and to systemd, when every mount is served or has failed.
+async fn announce(mounts: Vec<Handle>) {
+    let mut served = Vec::new();
+    let total = mounts.len();
+    for Handle { mut facts, .. } in mounts {
+        let settled =
+            |facts: &Facts| facts.greeting.is_some() || matches!(facts.phase, Phase::Ended(_) | Phase::Waiting(_));
+        let Ok(facts) = facts.wait_for(settled).await else { continue };
+        if let Some(greeting) = &facts.greeting {
+            served.push(format!(
+                "{} at {} by {} ({}, protocol 7.{})",
+                facts.mount.source.display(),
+                facts.mount.mountpoint.display(),
+                greeting.active,
+                greeting.helper,
+                greeting.protocol_minor
+            ));
+        }
+    }
+    let line = match &served[..] {
+        // The only one, and the daemon ends with it.
+        [] if total == 1 => return,
+        [one] if total == 1 => format!("serving {one}"),
+        _ => format!("serving {} of {total} mounts", served.len()),
     };
-    if let Some(greeting) = &facts.greeting {
-        let line = format!(
-            "serving {} at {} by {} ({}, protocol 7.{})",
-            mount.source.display(),
-            mount.mountpoint.display(),
-            greeting.active,
-            greeting.helper,
-            greeting.protocol_minor
-        );
-        tracing::debug!("{line}");
-        if let Err(error) = writeln!(io::stdout(), "{line}") {
-            tracing::debug!(%error, "nobody reads the ready line");
-        }
-        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-            tracing::warn!(%error, "whoever set NOTIFY_SOCKET cannot be told that the mount answers");
-        }
+    tracing::debug!("{line}");
+    if let Err(error) = writeln!(io::stdout(), "{line}") {
+        tracing::debug!(%error, "nobody reads the ready line");
+    }
+    tell_systemd(&[NotifyState::Ready, NotifyState::Status(&line)]);
+}
+
+/// Tells systemd, if that is who has started the daemon (`sd_notify(3)`).
+fn tell_systemd(state: &[NotifyState<'_>]) {
+    match sd_notify::notify(state) {
+        // mount(8)'s helper, which wanted to know of the start alone.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => tracing::debug!("nobody is there to be told"),
+        Err(error) => tracing::warn!(%error, "systemd cannot be told"),
+        Ok(()) => {}
     }
 }
 
-/// Waits for a signal to stop, and tells the mount.
-async fn stop_signal(requests: &mpsc::Sender<Request>) -> io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hang_up = signal(SignalKind::hangup())?;
-    let name = tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
-        _ = hang_up.recv() => "SIGHUP",
-    };
-    tracing::info!("{name}: unmounting");
-    if requests.send(Request::Stop).await.is_err() {
-        tracing::debug!("the mount has ended by itself at the same moment");
+/// Shows systemd's watchdog that this loop turns. Never that a mount answers: a hung mount is no reason to end the others.
+async fn feed_watchdog() {
+    let Some(limit) = sd_notify::watchdog_enabled() else { return };
+    let mut turns = tokio::time::interval(limit / 3);
+    loop {
+        turns.tick().await;
+        tell_systemd(&[NotifyState::Watchdog]);
     }
-    Ok(())
 }

@@ -3,6 +3,8 @@
 //! It reads mountinfo and nothing else of a mount: no stat, canonicalize or open at or below a mount point, because a
 //! thread that hangs there cannot even be killed.
 
+mod keeper;
+pub mod leftover;
 mod life;
 pub mod mount;
 mod preflight;
@@ -10,6 +12,7 @@ pub mod process;
 mod running;
 mod status;
 
-pub use life::{Failure, Options, run};
+pub use keeper::{Keeper, Plan};
+pub use life::{Failure, Options, Reload, run};
 pub use preflight::Refusal;
 pub use status::{Handle, Mounts};

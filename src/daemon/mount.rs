@@ -1,4 +1,4 @@
-//! The task of one mount: the only one that talks to its server, so that orders never meet each other.
+//! The task of one server: the only one that talks to it, so that orders never meet each other.
 //!
 //! It waits for nothing without a deadline, notes what the server reports unasked, and when it ends the mount is gone:
 //! unmounted by the server, or, if the server died or was stuck, taken away from here.
@@ -20,7 +20,7 @@ use crate::connection::mountinfo;
 use crate::ledger::Ledger;
 use crate::server::{
     self,
-    orders::{Order, Report, Switched, Unavailable, VERSION},
+    orders::{Hello, Order, PastSwitch, Report, Switched, Unavailable, VERSION},
 };
 
 /// For a server to mount and begin; helpers have deadlines of their own below this.
@@ -46,6 +46,8 @@ pub enum Request {
     },
     /// Unmount and end.
     Stop,
+    /// Be like this from now on, as far as that goes while it is served; try again if it is not.
+    Reconfigure(Arc<Mount>),
 }
 
 /// Where a mount's life has got to.
@@ -59,7 +61,9 @@ pub enum Phase {
     Switching,
     /// It is unmounting.
     Stopping,
-    /// It is over.
+    /// It is not served, for this reason, and is to be tried again.
+    Waiting(String),
+    /// It is over, until somebody wants it again.
     Ended(End),
 }
 
@@ -72,28 +76,57 @@ pub enum End {
     Unmounted,
     /// It never began.
     Failed(String),
+    /// It is wrong in itself, and will not begin on any machine.
+    Refused(String),
     /// The server died, or had to be killed.
     Died(String),
+    /// It was told to stop, and did not in order.
+    Forced(String),
 }
 
 /// What the daemon knows of a mount beside its ledger.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Facts {
+    /// What it is to be.
+    pub mount: Arc<Mount>,
     /// Where its life has got to.
     pub phase: Phase,
-    /// The serving process.
-    pub server_pid: u32,
+    /// The serving process, and what it counts.
+    pub server: Option<(u32, Ledger)>,
     /// How it is mounted and served, once it is.
     pub greeting: Option<Greeting>,
     /// Backends that cannot serve.
     pub unavailable: Vec<Unavailable>,
+    /// The backend that the last server's end has met.
+    pub last_active: Option<Backend>,
+    /// How often a server of it has died.
+    pub deaths: u32,
     /// The last change of backend.
     pub last_switch: Option<LastSwitch>,
+}
+
+impl Facts {
+    /// Of a mount that is about to start.
+    #[must_use]
+    pub fn new(mount: Arc<Mount>) -> Self {
+        Self {
+            mount,
+            phase: Phase::Starting,
+            server: None,
+            greeting: None,
+            unavailable: Vec::new(),
+            last_active: None,
+            deaths: 0,
+            last_switch: None,
+        }
+    }
 }
 
 /// What a server says when it begins to serve.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Greeting {
+    /// The backend that serves when nobody wants another.
+    pub stable: Backend,
     /// The backend that serves.
     pub active: Backend,
     /// Minor version of the FUSE protocol that the kernel speaks.
@@ -102,8 +135,21 @@ pub struct Greeting {
     pub helper: String,
 }
 
-/// One mount's task.
-pub struct Task {
+/// How a server comes to serve.
+pub enum Beginning {
+    /// It is told to mount.
+    Serve {
+        /// Where it is to wait for the next daemon.
+        meeting: Option<PathBuf>,
+        /// The backend that served before, if this server replaces one that has died.
+        resume: Option<Backend>,
+    },
+    /// It serves already, started by an earlier daemon.
+    Adopted(Hello),
+}
+
+/// The task of one server: from its first order, or its adoption, to its end.
+pub struct Task<'a> {
     mount: Arc<Mount>,
     /// Where mountinfo shows the mount; `None` when it is somebody else's, of which we were given a descriptor.
     place: Option<PathBuf>,
@@ -111,51 +157,61 @@ pub struct Task {
     number: Option<u32>,
     server: Running,
     ledger: Ledger,
-    facts: watch::Sender<Facts>,
-    requests: mpsc::Receiver<Request>,
+    facts: &'a watch::Sender<Facts>,
+    requests: &'a mut mpsc::Receiver<Request>,
     /// Answers that are still to come to orders whose deadline has passed. The server works in order, so that many
     /// answers are skipped before the next one counts.
     owed: usize,
 }
 
-impl Task {
-    /// A task over a server that has just been started, and where its requests come from and its facts go. Needs a
+impl<'a> Task<'a> {
+    /// A task over a server that has just been started or found, where its requests come from, and its facts go. Needs a
     /// runtime.
     ///
     /// # Errors
     /// When descriptors have run out.
     pub fn new(
-        mount: Arc<Mount>,
         place: Option<PathBuf>,
         server: process::Server,
-    ) -> io::Result<(Self, mpsc::Sender<Request>, watch::Receiver<Facts>)> {
-        let process::Server { line, ledger, child } = server;
-        let server = Running::new(line, child)?;
-        let (facts, watcher) = watch::channel(Facts {
-            phase: Phase::Starting,
-            server_pid: server.pid(),
-            greeting: None,
-            unavailable: Vec::new(),
-            last_switch: None,
+        facts: &'a watch::Sender<Facts>,
+        requests: &'a mut mpsc::Receiver<Request>,
+    ) -> io::Result<Self> {
+        let process::Server { line, ledger, process } = server;
+        let server = Running::new(line, process)?;
+        let mount = facts.borrow().mount.clone();
+        facts.send_modify(|facts| {
+            facts.phase = Phase::Starting;
+            facts.server = Some((server.pid(), ledger.clone()));
+            facts.greeting = None;
+            facts.unavailable.clear();
         });
-        let (sender, requests) = mpsc::channel(16);
-        let task = Self { mount, place, number: None, server, ledger, facts, requests, owed: 0 };
-        Ok((task, sender, watcher))
+        Ok(Self { mount, place, number: None, server, ledger, facts, requests, owed: 0 })
     }
 
-    /// Runs the mount from its start to its end.
-    pub async fn run(mut self) -> End {
-        let end = match self.start().await {
+    /// Runs the server from its start to its end.
+    pub async fn run(mut self, beginning: Beginning) -> End {
+        let begun = match beginning {
+            Beginning::Serve { meeting, resume } => self.start(meeting, resume).await,
+            Beginning::Adopted(hello) => {
+                self.greet(hello);
+                Ok(())
+            }
+        };
+        let end = match begun {
             Ok(()) => self.serve().await,
             Err(end) => end,
         };
         self.bury(&end).await;
-        self.facts.send_modify(|facts| facts.phase = Phase::Ended(end.clone()));
+        self.facts.send_modify(|facts| {
+            facts.phase = Phase::Ended(end.clone());
+            facts.last_active = self.ledger.active();
+            facts.server = None;
+        });
         end
     }
 
-    async fn start(&mut self) -> Result<(), End> {
-        let order = Order::Serve { version: VERSION, mount: Box::new((*self.mount).clone()) };
+    async fn start(&mut self, meeting: Option<PathBuf>, resume: Option<Backend>) -> Result<(), End> {
+        let order = Order::Serve { version: VERSION, mount: Box::new((*self.mount).clone()), meeting, resume };
         self.server.send(&order).map_err(|error| End::Failed(error.to_string()))?;
         let deadline = tokio::time::Instant::now() + START;
         loop {
@@ -169,6 +225,10 @@ impl Task {
                         self.reply(answer, Err(ControlError::NotServed { mount: self.mount.name.clone(), why: "it is starting".into() }));
                         continue;
                     }
+                    Some(Request::Reconfigure(mount)) => {
+                        self.reconfigure(mount);
+                        continue;
+                    }
                     Some(Request::Stop) | None => return Err(self.stop().await),
                 },
                 () = tokio::time::sleep_until(deadline) => {
@@ -176,25 +236,51 @@ impl Task {
                 }
             };
             match report {
-                Report::Hello { version: VERSION, active, protocol_minor, helper, unavailable } => {
-                    self.number = self.place.as_deref().and_then(ours_at);
-                    let greeting = Greeting { active, protocol_minor, helper };
-                    self.facts.send_modify(|facts| {
-                        facts.phase = Phase::Serving;
-                        facts.greeting = Some(greeting);
-                        facts.unavailable = unavailable;
-                    });
+                Report::Hello(hello) if hello.version == VERSION => {
+                    self.greet(*hello);
                     return Ok(());
                 }
-                Report::Hello { version, .. } => {
+                Report::Hello(hello) => {
                     return Err(End::Failed(format!(
-                        "the serving process speaks version {version} of the messages, not {VERSION}: start both from one build"
+                        "the serving process speaks version {} of the messages, not {VERSION}: start both from one build",
+                        hello.version
                     )));
                 }
                 Report::Failed { message } => return Err(End::Failed(message)),
                 other => self.note(other).map_or(Ok(()), Err)?,
             }
         }
+    }
+
+    fn greet(&mut self, hello: Hello) {
+        self.number = self.place.as_deref().and_then(ours_at);
+        let Hello { stable, active, protocol_minor, helper, unavailable, last_switch, .. } = hello;
+        self.facts.send_modify(|facts| {
+            facts.phase = Phase::Serving;
+            facts.greeting = Some(Greeting { stable, active, protocol_minor, helper });
+            facts.unavailable = unavailable;
+        });
+        if let Some(PastSwitch { switched, at }) = last_switch {
+            self.record(&switched, at);
+        }
+    }
+
+    /// Takes what can change under a server that serves.
+    fn reconfigure(&mut self, wanted: Arc<Mount>) {
+        let live = Mount { deadlines: wanted.deadlines, fallback: wanted.fallback, ..(*self.mount).clone() };
+        if live != *wanted {
+            tracing::warn!(
+                mount = self.mount.name,
+                "what has changed beside `deadlines` and `fallback` needs a restart of this mount: its server goes on as it was started"
+            );
+        }
+        if live.deadlines != self.mount.deadlines
+            && let Err(error) = self.server.send(&Order::Adjust { deadlines: live.deadlines })
+        {
+            tracing::warn!(mount = self.mount.name, %error, "the server cannot be told of new deadlines");
+        }
+        self.mount = Arc::new(live);
+        self.facts.send_modify(|facts| facts.mount = self.mount.clone());
     }
 
     async fn serve(&mut self) -> End {
@@ -206,6 +292,10 @@ impl Task {
                 },
                 request = self.requests.recv() => match request {
                     Some(Request::Switch { to, reason, answer }) => self.answer_switch(to, reason, answer).await,
+                    Some(Request::Reconfigure(mount)) => {
+                        self.reconfigure(mount);
+                        None
+                    }
                     Some(Request::Stop) | None => Some(self.stop().await),
                 },
             };
@@ -255,7 +345,7 @@ impl Task {
         loop {
             let end = match self.server.event().await {
                 Event::Report(Report::Switched(switched)) if self.owed == 0 => {
-                    self.record(&switched);
+                    self.record(&switched, SystemTime::now());
                     return Ok(switched);
                 }
                 Event::Report(Report::Failed { message }) if self.owed == 0 => {
@@ -275,7 +365,7 @@ impl Task {
     async fn stop(&mut self) -> End {
         self.facts.send_modify(|facts| facts.phase = Phase::Stopping);
         if let Err(error) = self.server.send(&Order::Stop) {
-            return End::Died(format!("it could not be told to stop: {error}"));
+            return End::Forced(format!("it could not be told to stop: {error}"));
         }
         let limit = self.mount.deadlines.unmount + MARGIN;
         let stopped = timeout(limit, async {
@@ -291,11 +381,11 @@ impl Task {
                         return End::Stopped;
                     }
                     Event::Report(other) => drop(self.note(other)),
-                    Event::Gone(why) => return End::Died(format!("{why} while it was unmounting")),
+                    Event::Gone(why) => return End::Forced(format!("{why} while it was unmounting")),
                 }
             }
         });
-        stopped.await.unwrap_or_else(|_| End::Died(format!("the serving process has not unmounted within {limit:?}")))
+        stopped.await.unwrap_or_else(|_| End::Forced(format!("the serving process has not unmounted within {limit:?}")))
     }
 
     /// Notes a report that answers nothing now. The mount's end, if it is that.
@@ -307,12 +397,12 @@ impl Task {
                     mount, from = %switched.from, to = %switched.to, pause_ms = switched.pause_ms, reason = switched.reason,
                     "a backend ended by itself; the other one has taken over"
                 );
-                self.record(&switched);
+                self.record(&switched, SystemTime::now());
             }
             Report::Switched(switched) => {
                 self.owed = self.owed.saturating_sub(1);
                 tracing::warn!(mount, from = %switched.from, to = %switched.to, total_ms = switched.total_ms, "a switch was done after its deadline");
-                self.record(&switched);
+                self.record(&switched, SystemTime::now());
             }
             Report::Failed { message } => {
                 self.owed = self.owed.saturating_sub(1);
@@ -322,18 +412,18 @@ impl Task {
             Report::Stopped { .. } => {
                 return Some(End::Died("the serving process stopped without being told to".into()));
             }
-            Report::Hello { .. } => tracing::warn!(mount, "the server says hello a second time; ignored"),
+            Report::Hello(_) => tracing::warn!(mount, "the server says hello a second time; ignored"),
         }
         None
     }
 
-    fn record(&self, switched: &Switched) {
+    fn record(&self, switched: &Switched, at: SystemTime) {
         let last = LastSwitch {
             from: switched.from,
             to: switched.to,
             reason: switched.reason.clone(),
             pause_ms: switched.pause_ms,
-            at: SystemTime::now(),
+            at,
         };
         self.facts.send_modify(|facts| facts.last_switch = Some(last));
     }

@@ -34,6 +34,12 @@ pub fn check_source(source: &Path) -> Result<(), Refusal> {
     check_source_against(source, &mounts()?)
 }
 
+/// Where mountinfo shows, or would show, a mount at this mount point.
+#[must_use]
+pub fn place(mountpoint: &Path) -> PathBuf {
+    mounts().map_or_else(|_| mountpoint.into(), |mounts| settled(mountpoint, &mounts))
+}
+
 fn mounts() -> Result<Vec<Mounted>, Refusal> {
     mountinfo::read()
         .map_err(|error| Refusal::World(format!("/proc/self/mountinfo cannot be read: {error}; mount /proc")))

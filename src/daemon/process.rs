@@ -4,18 +4,26 @@
 //! `unsafe` is taking ownership of descriptors by number, which is what inheriting them means.
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::ledger::{Ledger, LedgerError};
-use crate::server::orders::Line;
+use crate::server::meeting;
+use crate::server::orders::{Hello, Line, Report, VERSION};
 
+/// For a server to unmount when it is told by a signal; its own deadline for a busy mount is 10 s unless configured.
+pub(super) const STOP: Duration = Duration::from_secs(30);
+/// For a killed process to be gone.
+const DEATH: Duration = Duration::from_secs(3);
 const LINE: RawFd = 3;
 const LEDGER: RawFd = 4;
 const DEVICE: RawFd = 5;
@@ -55,7 +63,109 @@ pub struct Server {
     /// What it counts.
     pub ledger: Ledger,
     /// The process.
-    pub child: Child,
+    pub process: Process,
+}
+
+/// A server's process.
+pub enum Process {
+    /// Started by this daemon.
+    Child(Child),
+    /// Started by a daemon before this one.
+    Adopted(Pid),
+}
+
+/// Why a server that a daemon before this one has left cannot be adopted.
+#[derive(Debug, thiserror::Error)]
+pub enum AdoptError {
+    /// It does not listen, or says nothing.
+    #[error(
+        "the server that an earlier daemon has left does not answer ({0}): end it with `lighthouse-fs end-servers`, which unmounts"
+    )]
+    Silent(String),
+    /// It is of another build.
+    #[error(
+        "process {pid} serves this mount and speaks version {found} of the messages, not {VERSION}: go on with the program that has started it, or end it with `lighthouse-fs end-servers`, which unmounts"
+    )]
+    Version {
+        /// The server.
+        pid: i32,
+        /// Its version.
+        found: u32,
+    },
+}
+
+/// Adopts the server that listens at `meeting`, if one does. Blocks for at most `limit`.
+///
+/// # Errors
+/// When one is there and cannot be adopted; it serves on.
+pub fn adopt(meeting: &Path, limit: Duration) -> Result<Option<(Server, Hello)>, AdoptError> {
+    let silent = |error: &dyn std::fmt::Display| AdoptError::Silent(error.to_string());
+    let Some((line, pid)) = meeting::visit(meeting).map_err(|error| silent(&error))? else { return Ok(None) };
+    // As plain JSON first: a server of another version says hello in another form.
+    let (said, shared) = line.receive_with::<serde_json::Value>(limit).map_err(|error| silent(&error))?;
+    let version = said.get("version").and_then(serde_json::Value::as_u64).and_then(|version| version.try_into().ok());
+    if let Some(found) = version.filter(|found| *found != VERSION) {
+        return Err(AdoptError::Version { pid: pid.as_raw_nonzero().get(), found });
+    }
+    match (serde_json::from_value(said).map_err(|error| silent(&error))?, shared) {
+        (Report::Hello(hello), Some(shared)) => {
+            let ledger = Ledger::open(shared).map_err(|error| silent(&error))?;
+            Ok(Some((Server { line, ledger, process: Process::Adopted(pid) }, *hello)))
+        }
+        (Report::Failed { message }, _) => Err(AdoptError::Silent(message)),
+        (other, _) => Err(AdoptError::Silent(format!("it says {other:?}"))),
+    }
+}
+
+/// Tells a server to unmount, and waits until it has ended; kills it if it does not. Blocks.
+///
+/// # Errors
+/// When even that does not end it.
+pub fn end(server: Server) -> io::Result<()> {
+    let Server { line, process, ledger: _ } = server;
+    let pid = match &process {
+        Process::Child(child) => Pid::from_child(child),
+        Process::Adopted(pid) => *pid,
+    };
+    // A signal, since whatever version it is, it knows that.
+    let ended = end_process(pid, STOP);
+    drop(line);
+    ended
+}
+
+/// Sends SIGTERM, and at `limit` SIGKILL. Blocks until the process has ended, at most a little longer than `limit`.
+///
+/// # Errors
+/// When it may not be signalled, or outlives SIGKILL.
+pub fn end_process(pid: Pid, limit: Duration) -> io::Result<()> {
+    let process = match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(process) => process,
+        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    for (signal, limit) in [(Signal::TERM, limit), (Signal::KILL, DEATH)] {
+        match pidfd_send_signal(&process, signal) {
+            Err(rustix::io::Errno::SRCH) => return Ok(()),
+            sent => sent?,
+        }
+        let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+        if poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], timeout)? > 0 {
+            return Ok(());
+        }
+    }
+    Err(io::Error::other(format!("process {} outlives SIGKILL: its source hangs in the kernel", pid.as_raw_nonzero())))
+}
+
+/// What a server begins with.
+pub struct Inherited {
+    /// Orders and reports.
+    pub line: Line,
+    /// What it counts.
+    pub ledger: Ledger,
+    /// The same as a descriptor, for the next daemon.
+    pub shared: OwnedFd,
+    /// The FUSE device that was handed in, if one was.
+    pub device: Option<OwnedFd>,
 }
 
 /// Starts a server by executing this program as `lighthouse-fs ARGUMENTS… server`. The device, if one is given, is the
@@ -77,7 +187,7 @@ pub fn start(device: Option<OwnedFd>, arguments: &[String]) -> Result<Server, Pr
     }
     command.fd_mappings(mappings).map_err(|error| failed("prepared")(io::Error::other(error)))?;
     let child = command.spawn().map_err(failed("started"))?;
-    Ok(Server { line, ledger, child })
+    Ok(Server { line, ledger, process: Process::Child(child) })
 }
 
 /// What a server inherits, given whether it was told of a device. To be called once, first of all, by a process that
@@ -85,14 +195,15 @@ pub fn start(device: Option<OwnedFd>, arguments: &[String]) -> Result<Server, Pr
 ///
 /// # Errors
 /// When this process was not started so.
-pub fn inherited(device: bool) -> Result<(Line, Ledger, Option<OwnedFd>), ProcessError> {
+pub fn inherited(device: bool) -> Result<Inherited, ProcessError> {
     let failed = |action| move |source| ProcessError::Failed { action, source };
     let line = own(LINE).map_err(failed("given its line: it is started by `serve` only"))?;
-    let ledger = Ledger::open(own(LEDGER).map_err(failed("given its ledger"))?)?;
+    let shared = own(LEDGER).map_err(failed("given its ledger"))?;
+    let ledger = Ledger::open(&shared)?;
     let device = device.then(|| own(DEVICE)).transpose().map_err(failed("given its device"))?;
     // A session of its own: what a terminal sends to the daemon (Ctrl-C, hang-up) is the daemon's to pass on.
     rustix::process::setsid().map_err(|error| failed("given a session")(error.into()))?;
-    Ok((line.into(), ledger, device))
+    Ok(Inherited { line: line.into(), ledger, shared, device })
 }
 
 /// Takes the descriptor that `/dev/fd/N` names, if the mount point is such a path. To be called before anything else is

@@ -6,11 +6,12 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ExitStatus};
 use std::time::Duration;
 
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
+use super::process::Process;
 use crate::server::orders::{Line, LineError, Order, Report};
 
 /// For a process that has closed its line to be gone.
@@ -21,7 +22,9 @@ pub struct Running {
     line: Line,
     /// Tells when `line` has something; a duplicate, because what tokio watches it must own.
     readable: AsyncFd<OwnedFd>,
-    child: Child,
+    pid: Pid,
+    /// Ours to reap, unless an earlier daemon has started it.
+    child: Option<Child>,
     pidfd: AsyncFd<OwnedFd>,
 }
 
@@ -39,16 +42,20 @@ impl Running {
     ///
     /// # Errors
     /// When descriptors have run out.
-    pub fn new(line: Line, child: Child) -> io::Result<Self> {
+    pub fn new(line: Line, process: Process) -> io::Result<Self> {
         let readable = watch(line.as_fd().try_clone_to_owned()?)?;
-        let pidfd = watch(pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?)?;
-        Ok(Self { line, readable, child, pidfd })
+        let (pid, child) = match process {
+            Process::Child(child) => (Pid::from_child(&child), Some(child)),
+            Process::Adopted(pid) => (pid, None),
+        };
+        let pidfd = watch(pidfd_open(pid, PidfdFlags::empty())?)?;
+        Ok(Self { line, readable, pid, child, pidfd })
     }
 
     /// Its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
     /// Sends an order; does not wait.
@@ -67,12 +74,12 @@ impl Running {
                 report = receive(&self.line, &self.readable) => match report {
                     Ok(report) => return Event::Report(report),
                     Err(LineError::Malformed(error)) => {
-                        tracing::error!(pid = self.child.id(), %error, "a report of the server cannot be understood; ignored");
+                        tracing::error!(pid = self.pid.as_raw_nonzero(), %error, "a report of the server cannot be understood; ignored");
                     }
                     Err(LineError::Closed) => return Event::Gone(self.last_words().await),
                     Err(error) => return Event::Gone(error.to_string()),
                 },
-                status = ended(&mut self.child, &self.pidfd) => {
+                status = ended(self.child.as_mut(), &self.pidfd) => {
                     // The event loop may learn of the end before it learns of the last message.
                     return self.line.receive(Duration::ZERO).map_or_else(|_| Event::Gone(obituary(status)), Event::Report);
                 }
@@ -82,19 +89,22 @@ impl Running {
 
     /// Waits for its end, at most for `limit`. Whether it has ended.
     pub async fn has_ended(&mut self, limit: Duration) -> bool {
-        timeout(limit, ended(&mut self.child, &self.pidfd)).await.is_ok()
+        timeout(limit, ended(self.child.as_mut(), &self.pidfd)).await.is_ok()
     }
 
     /// Ends it at once, if it has not ended.
     ///
     /// # Errors
     /// When it may not be killed.
-    pub fn kill(&mut self) -> io::Result<()> {
-        self.child.kill()
+    pub fn kill(&self) -> io::Result<()> {
+        match rustix::process::pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn last_words(&mut self) -> String {
-        timeout(DEATH, ended(&mut self.child, &self.pidfd))
+        timeout(DEATH, ended(self.child.as_mut(), &self.pidfd))
             .await
             .map_or_else(|_| "the serving process closed its line and did not end".into(), obituary)
     }
@@ -115,19 +125,26 @@ async fn receive(line: &Line, readable: &AsyncFd<OwnedFd>) -> Result<Report, Lin
     }
 }
 
-async fn ended(child: &mut Child, pidfd: &AsyncFd<OwnedFd>) -> io::Result<ExitStatus> {
+/// How it has ended, which only its parent is told.
+async fn ended(child: Option<&mut Child>, pidfd: &AsyncFd<OwnedFd>) -> io::Result<Option<ExitStatus>> {
+    let Some(child) = child else {
+        // Readable for good from its death on: not cleared.
+        pidfd.readable().await?.retain_ready();
+        return Ok(None);
+    };
     loop {
         if let Some(status) = child.try_wait()? {
-            return Ok(status);
+            return Ok(Some(status));
         }
         pidfd.readable().await?.clear_ready();
     }
 }
 
 /// How a process ended, for people.
-fn obituary(status: io::Result<ExitStatus>) -> String {
+fn obituary(status: io::Result<Option<ExitStatus>>) -> String {
     let status = match status {
-        Ok(status) => status,
+        Ok(Some(status)) => status,
+        Ok(None) => return "the serving process, which an earlier daemon had started, ended".into(),
         Err(error) => return format!("the serving process cannot be watched: {error}"),
     };
     match (status.code(), status.signal()) {

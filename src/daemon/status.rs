@@ -4,13 +4,14 @@ use std::process;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::mount::{End, Facts, Phase, Request};
 use crate::api::model::{BackendStatus, Daemon, Health, MountStatus, SCHEMA, Status, SwitchAnswer};
 use crate::api::{Control, ControlError};
-use crate::config::{Backend, Mount};
-use crate::ledger::{AnswerStatus, Ledger, PortState, coarse_now};
+use crate::config::Backend;
+use crate::ledger::{AnswerStatus, PortState, Totals, coarse_now};
 
 /// All mounts of a daemon, as the API sees them.
 #[derive(Clone)]
@@ -18,18 +19,16 @@ pub struct Mounts(Arc<Inner>);
 
 struct Inner {
     started: SystemTime,
-    mounts: Vec<Handle>,
+    /// In the order of the configuration.
+    mounts: RwLock<Vec<Handle>>,
 }
 
 /// One mount, as the API sees it.
+#[derive(Clone)]
 pub struct Handle {
-    /// What it is to be.
-    pub mount: Arc<Mount>,
-    /// What its server counts.
-    pub ledger: Ledger,
-    /// What its task knows.
+    /// What its keeper knows.
     pub facts: watch::Receiver<Facts>,
-    /// Where its task takes requests.
+    /// Where its keeper takes requests.
     pub requests: mpsc::Sender<Request>,
 }
 
@@ -37,18 +36,29 @@ impl Mounts {
     /// These mounts, of a daemon that starts now.
     #[must_use]
     pub fn new(mounts: Vec<Handle>) -> Self {
-        Self(Arc::new(Inner { started: SystemTime::now(), mounts }))
+        Self(Arc::new(Inner { started: SystemTime::now(), mounts: RwLock::new(mounts) }))
+    }
+
+    /// All of them now.
+    #[must_use]
+    pub fn all(&self) -> Vec<Handle> {
+        self.0.mounts.read().clone()
+    }
+
+    /// From now on these.
+    pub fn set(&self, mounts: Vec<Handle>) {
+        *self.0.mounts.write() = mounts;
     }
 }
 
 impl Control for Mounts {
     fn status(&self) -> Status {
         let daemon = Daemon { version: env!("CARGO_PKG_VERSION").into(), pid: process::id(), started: self.0.started };
-        Status { schema: SCHEMA, daemon, mounts: self.0.mounts.iter().map(Handle::status).collect() }
+        Status { schema: SCHEMA, daemon, mounts: self.all().iter().map(Handle::status).collect() }
     }
 
     async fn switch(&self, mount: &str, to: Backend) -> Result<SwitchAnswer, ControlError> {
-        let found = self.0.mounts.iter().find(|handle| handle.mount.name == mount);
+        let found = self.all().into_iter().find(|handle| handle.name() == mount);
         let handle = found.ok_or_else(|| ControlError::UnknownMount(mount.into()))?;
         if !to.is_built_in() {
             return Err(ControlError::Refused(format!(
@@ -73,23 +83,30 @@ impl Control for Mounts {
 }
 
 impl Handle {
+    /// The mount's name.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.facts.borrow().mount.name.clone()
+    }
+
     fn status(&self) -> MountStatus {
         let facts = self.facts.borrow().clone();
-        let running = !matches!(facts.phase, Phase::Ended(_));
-        let active = self.ledger.active().filter(|_| running);
-        let in_flight = if running { self.ledger.in_flight() } else { Vec::new() };
+        let ledger = facts.server.as_ref().map(|(_, ledger)| ledger);
+        let active = ledger.and_then(|ledger| ledger.active());
+        let in_flight = ledger.map_or_else(Vec::new, |ledger| ledger.in_flight());
         // Those that the deadline has answered are in a handler, but nobody waits for them.
         let in_flight: Vec<_> = in_flight.into_iter().filter(|one| !one.abandoned).collect();
         let oldest = in_flight.iter().map(crate::ledger::InFlight::age).max().unwrap_or_default();
-        let stable = self.mount.backend.resolve();
-        let backends: Vec<_> = Backend::ALL.into_iter().map(|backend| self.backend(backend, &facts)).collect();
-        let silence = Duration::from_nanos(coarse_now().saturating_sub(self.ledger.heartbeat()));
+        let stable = facts.greeting.as_ref().map_or_else(|| facts.mount.backend.resolve(), |greeting| greeting.stable);
+        let backends: Vec<_> = Backend::ALL.into_iter().map(|backend| backend_status(backend, &facts)).collect();
+        let heartbeat = ledger.map_or_else(coarse_now, |ledger| ledger.heartbeat());
+        let silence = Duration::from_nanos(coarse_now().saturating_sub(heartbeat));
         let (health, reasons) = judge(&facts, silence, stable, active, &backends);
         MountStatus {
-            name: self.mount.name.clone(),
-            source: self.mount.source.clone(),
-            mountpoint: self.mount.mountpoint.clone(),
-            server_pid: running.then_some(facts.server_pid),
+            name: facts.mount.name.clone(),
+            source: facts.mount.source.clone(),
+            mountpoint: facts.mount.mountpoint.clone(),
+            server_pid: facts.server.as_ref().map(|(pid, _)| *pid),
             health,
             reasons,
             stable,
@@ -104,26 +121,28 @@ impl Handle {
             backends,
         }
     }
+}
 
-    fn backend(&self, backend: Backend, facts: &Facts) -> BackendStatus {
-        let unavailable = facts.unavailable.iter().find(|unavailable| unavailable.backend == backend);
-        let (state, reason) = match self.ledger.port_state(backend) {
-            _ if !backend.is_built_in() => ("unavailable", Some("this build does not have it".into())),
-            PortState::Absent if unavailable.is_some() => {
-                ("unavailable", unavailable.map(|unavailable| unavailable.reason.clone()))
-            }
-            PortState::Hung => ("hung", Some("requests of it were answered EIO at the deadline".into())),
-            PortState::Ended => ("ended", Some("its session ended by itself; the log says why".into())),
-            state => (state.name(), unavailable.map(|unavailable| unavailable.reason.clone())),
-        };
-        let totals = self.ledger.totals(backend);
-        BackendStatus {
-            name: backend,
-            state: state.into(),
-            reason,
-            operations: totals.operations(),
-            errors: totals.with_status(AnswerStatus::BackendError),
+fn backend_status(backend: Backend, facts: &Facts) -> BackendStatus {
+    let unavailable = facts.unavailable.iter().find(|unavailable| unavailable.backend == backend);
+    let ledger = facts.server.as_ref().map(|(_, ledger)| ledger);
+    let port = ledger.map_or(PortState::Absent, |ledger| ledger.port_state(backend));
+    let (state, reason) = match port {
+        _ if !backend.is_built_in() => ("unavailable", Some("this build does not have it".into())),
+        PortState::Absent if unavailable.is_some() => {
+            ("unavailable", unavailable.map(|unavailable| unavailable.reason.clone()))
         }
+        PortState::Hung => ("hung", Some("requests of it were answered EIO at the deadline".into())),
+        PortState::Ended => ("ended", Some("its session ended by itself; the log says why".into())),
+        state => (state.name(), unavailable.map(|unavailable| unavailable.reason.clone())),
+    };
+    let totals = ledger.map(|ledger| ledger.totals(backend));
+    BackendStatus {
+        name: backend,
+        state: state.into(),
+        reason,
+        operations: totals.as_ref().map_or(0, Totals::operations),
+        errors: totals.map_or(0, |totals| totals.with_status(AnswerStatus::BackendError)),
     }
 }
 
@@ -147,7 +166,11 @@ fn judge(
         (Phase::Stopping, _) => return unhealthy("it is being unmounted".into()),
         (Phase::Ended(End::Stopped), _) => return unhealthy("it was stopped".into()),
         (Phase::Ended(End::Unmounted), _) => return unhealthy("somebody else has unmounted it".into()),
-        (Phase::Ended(End::Failed(why) | End::Died(why)), _) => return unhealthy(why.clone()),
+        (
+            Phase::Waiting(why)
+            | Phase::Ended(End::Failed(why) | End::Refused(why) | End::Died(why) | End::Forced(why)),
+            _,
+        ) => return unhealthy(why.clone()),
         // During a switch its control loop is busy; the switch has a deadline of its own.
         (Phase::Serving, _) if silence > LONGEST_SILENCE => {
             return unhealthy(format!("its server has shown no sign of life for {} s", silence.as_secs()));

@@ -1,13 +1,14 @@
 //! The serving process of one mount: it holds the connection, both sessions and the vfs, and obeys the daemon.
 
 mod handover;
+pub mod meeting;
 pub mod orders;
 mod served;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -17,11 +18,12 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
 
 use crate::backend::{self, Prepared};
-use crate::config::{Deadlines, Mount};
+use crate::config::{Backend, BackendChoice, Deadlines, Mount};
 use crate::connection::{Connection, Unmounted};
 use crate::ledger::{Ledger, coarse_now};
 use crate::vfs::passthrough::{Access, PassThrough, strip_set_id_on_write};
-use orders::{Line, LineError, Order, Report};
+use meeting::Meeting;
+use orders::{Hello, Line, LineError, Order, PastSwitch, Report, Unavailable};
 
 pub use served::{Consequence, OnSessionEnd, ServeError, Served, SessionEnded, SwitchError};
 
@@ -46,46 +48,93 @@ pub fn switch_limit(deadlines: &Deadlines) -> Duration {
     deadlines.switch * 5 + deadlines.drain * 2 + Duration::from_secs(3)
 }
 
-/// Serves one mount until the daemon says [`Stop`](Order::Stop), the daemon is gone, or somebody unmounts it. Returns the
-/// exit code of the process.
+/// Serves one mount until the daemon says [`Stop`](Order::Stop), or somebody unmounts it. When the daemon is gone it
+/// serves on until the next one comes, or ends too: as the order to serve says. Returns the exit code of the process.
 ///
-/// The first message on `line` must be [`Serve`](Order::Serve). `device` is a FUSE descriptor that was handed in, if the
+/// The first message on `line` must be [`Serve`](Order::Serve). `shared` is the ledger's descriptor, for the next daemon.
+/// `device` is a FUSE descriptor that was handed in, if the
 /// mount point is `/dev/fd/N`. The process must have no other thread yet: the server sets its umask, signal mask, limits
 /// and PATH.
-pub fn run(line: &Line, ledger: Ledger, device: Option<OwnedFd>) -> u8 {
-    match serve(line, ledger, device) {
+pub fn run(line: Line, ledger: Ledger, shared: OwnedFd, device: Option<OwnedFd>) -> u8 {
+    let mut daemon = Daemon { line: Some(line), meeting: None };
+    match serve(&mut daemon, ledger, shared, device) {
         Ok(()) => 0,
         Err(error) => {
             let message = error.to_string();
             tracing::error!("{message}");
-            if let Err(error) = line.send(&Report::Failed { message }) {
-                tracing::debug!(%error, "the daemon does not hear it");
-            }
+            daemon.hear(&Report::Failed { message });
             1
         }
     }
 }
 
-fn serve(line: &Line, ledger: Ledger, device: Option<OwnedFd>) -> anyhow::Result<()> {
+/// Whoever gives the orders, if somebody does.
+struct Daemon {
+    line: Option<Line>,
+    /// Where the next one comes to.
+    meeting: Option<Meeting>,
+}
+
+impl Daemon {
+    /// Tells it something. If it is gone, the control loop will see that.
+    fn hear(&self, report: &Report) {
+        let Some(line) = &self.line else { return };
+        if let Err(error) = line.send(report) {
+            tracing::debug!(%error, "the daemon does not hear it");
+        }
+    }
+
+    /// The first order.
+    fn order(&self) -> Result<Order, LineError> {
+        self.line.as_ref().ok_or(LineError::Closed)?.receive(FIRST_ORDER)
+    }
+}
+
+fn serve(daemon: &mut Daemon, ledger: Ledger, shared: OwnedFd, device: Option<OwnedFd>) -> anyhow::Result<()> {
     // The caller's umask comes with each request; ours must not be applied on top of it.
     umask(Mode::empty());
     raise_descriptor_limit();
     strip_set_id_on_write().map_err(|error| anyhow::anyhow!("CAP_FSETID cannot be given up: {error}"))?;
     let signals = wait_for_signals()?;
     ledger.set_server_pid(std::process::id());
-    let mount = match line.receive(FIRST_ORDER)? {
-        Order::Serve { version: orders::VERSION, mount } => *mount,
+    let (mount, meeting, resume) = match daemon.order()? {
+        Order::Serve { version: orders::VERSION, mount, meeting, resume } => (*mount, meeting, resume),
         Order::Serve { version, .. } => anyhow::bail!(
             "the daemon speaks version {version} of the messages and this server version {}: restart the daemon with the program it was started from",
             orders::VERSION
         ),
         Order::Stop => return Ok(()),
-        other @ Order::Switch { .. } => anyhow::bail!("{other:?} before the order to serve"),
+        other => anyhow::bail!("{other:?} before the order to serve"),
     };
-    let (mut control, _prepared) = Control::start(&mount, ledger, device)?;
-    control.report_hello(line)?;
-    let end = control.obey(line, &signals)?;
-    control.finish(line, end)
+    let (mut control, _prepared) = Control::start(mount, resume, ledger, shared, device)?;
+    if let Some(path) = meeting {
+        let meeting = Meeting::at(&path);
+        daemon.meeting =
+            Some(meeting.map_err(|error| anyhow::anyhow!("the server cannot listen on {}: {error}", path.display()))?);
+    }
+    daemon.hear(&control.hello());
+    let end = control.obey(daemon, &signals)?;
+    control.finish(daemon, end)
+}
+
+/// Mounts, with the helper of the first backend that has one. Also which that was, and why not those before it.
+fn establish(
+    mount: &Mount,
+    order: &[Backend],
+    device: Option<OwnedFd>,
+) -> anyhow::Result<(Connection, Backend, Vec<Unavailable>)> {
+    let mut unavailable = Vec::new();
+    let mut device = device;
+    for (index, backend) in order.iter().copied().enumerate() {
+        let is_given = device.is_some();
+        match Connection::establish(mount, backend, device.take()) {
+            Ok(connection) => return Ok((connection, backend, unavailable)),
+            // Another helper makes a difference only where each backend has its own.
+            Err(error) if is_given || index + 1 == order.len() || !error.is_the_helpers() => return Err(error.into()),
+            Err(error) => unavailable.push(Unavailable { backend, reason: error.to_string() }),
+        }
+    }
+    anyhow::bail!("this build has no backend: build it with the cargo feature `fuse2` or `fuse3`")
 }
 
 /// Every known file keeps a descriptor, and the limit is often 1,024. With the privilege it is raised to what the kernel
@@ -102,11 +151,13 @@ fn raise_descriptor_limit() {
 
 fn wait_for_signals() -> anyhow::Result<SignalFd> {
     let mut mask = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
         mask.add(signal);
     }
-    // Inherited by every thread that is started from here on.
+    // Inherited by every thread that is started from here on. SIGHUP is the daemon's, to reload; who sends it to all
+    // processes of that name must not end the mounts.
     mask.thread_block()?;
+    SigSet::from(Signal::SIGHUP).thread_block()?;
     Ok(SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
 }
 
@@ -121,16 +172,25 @@ enum End {
 }
 
 struct Control {
+    mount: Mount,
+    stable: Backend,
     served: Served,
-    unavailable: Vec<orders::Unavailable>,
+    unavailable: Vec<Unavailable>,
+    last_switch: Option<PastSwitch>,
     ledger: Ledger,
+    shared: OwnedFd,
     wake: Arc<EventFd>,
     ended: Receiver<SessionEnded>,
-    stop_limit: Duration,
 }
 
 impl Control {
-    fn start(mount: &Mount, ledger: Ledger, device: Option<OwnedFd>) -> anyhow::Result<(Self, Prepared)> {
+    fn start(
+        mount: Mount,
+        resume: Option<Backend>,
+        ledger: Ledger,
+        shared: OwnedFd,
+        device: Option<OwnedFd>,
+    ) -> anyhow::Result<(Self, Prepared)> {
         let access = if mount.read_only { Access::ReadOnly } else { Access::ReadWrite };
         let vfs = PassThrough::new(&mount.source, access)
             .map_err(|error| anyhow::anyhow!("the source {} cannot be opened: {error}", mount.source.display()))?;
@@ -144,54 +204,105 @@ impl Control {
                 let _ = wake.write(1);
             }
         });
-        let connection = Connection::establish(mount, mount.backend.resolve(), device)?;
+        let mut order = mount.backends_to_try();
+        if let Some(resume) = resume {
+            order.retain(|backend| *backend != resume);
+            order.insert(0, resume);
+        }
+        let (connection, first, mut unavailable) = establish(&mount, &order, device)?;
         // After the mount, whose helper is looked up in PATH; before the first thread.
         let prepared = backend::prepare();
-        let (served, unavailable) = Served::start(mount, connection, Arc::new(vfs), ledger.clone(), on_session_end)?;
-        let stop_limit = stop_limit(&mount.deadlines);
-        Ok((Self { served, unavailable, ledger, wake, ended, stop_limit }, prepared))
+        let trial =
+            Mount { backend: BackendChoice::Only(first), fallback: order.last() != Some(&first), ..mount.clone() };
+        let (served, not_started) = Served::start(&trial, connection, Arc::new(vfs), ledger.clone(), on_session_end)?;
+        unavailable.extend(not_started);
+        for Unavailable { backend, reason } in &unavailable {
+            tracing::warn!(%backend, active = %served.active(), "a backend does not come up: {reason}");
+        }
+        let wanted = mount.backend.resolve();
+        let is_missing = unavailable.iter().any(|one| one.backend == wanted);
+        // With `auto`, the first that works here.
+        let stable = if mount.backend == BackendChoice::Auto && is_missing { served.active() } else { wanted };
+        let control = Self { mount, stable, served, unavailable, last_switch: None, ledger, shared, wake, ended };
+        Ok((control, prepared))
     }
 
-    fn report_hello(&self, line: &Line) -> anyhow::Result<()> {
-        line.send(&Report::Hello {
+    fn hello(&self) -> Report {
+        Report::Hello(Box::new(Hello {
             version: orders::VERSION,
+            mount: self.mount.clone(),
+            stable: self.stable,
             active: self.served.active(),
             protocol_minor: self.served.connection().negotiated().kernel_minor,
             helper: self.served.connection().made_by(),
             unavailable: self.unavailable.clone(),
-        })?;
-        Ok(())
+            last_switch: self.last_switch.clone(),
+        }))
     }
 
     /// The control loop.
-    fn obey(&mut self, line: &Line, signals: &SignalFd) -> anyhow::Result<End> {
+    fn obey(&mut self, daemon: &mut Daemon, signals: &SignalFd) -> anyhow::Result<End> {
         let timeout = PollTimeout::try_from(HEARTBEAT)?;
         loop {
             self.ledger.beat(coarse_now());
-            let mut ready = [
-                PollFd::new(line.as_fd(), PollFlags::POLLIN),
+            let mut ready = vec![
                 PollFd::new(self.wake.as_fd(), PollFlags::POLLIN),
                 PollFd::new(signals.as_fd(), PollFlags::POLLIN),
             ];
+            let lines = [daemon.line.as_ref().map(Line::as_fd), daemon.meeting.as_ref().map(Meeting::as_fd)];
+            ready.extend(lines.iter().flatten().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)));
             match poll(&mut ready, timeout) {
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
             }
-            let [has_order, has_event, has_signal] = ready.map(|one| one.any().unwrap_or(false));
-            if has_event && let Some(end) = self.heed_ended_sessions(line) {
+            let mut ready = ready.into_iter().map(|one| one.any().unwrap_or(false));
+            let mut next = |is_there: bool| is_there && ready.next().unwrap_or(false);
+            let (has_event, has_signal) = (next(true), next(true));
+            let (has_order, has_visitor) = (next(lines[0].is_some()), next(lines[1].is_some()));
+            if has_event && let Some(end) = self.heed_ended_sessions(daemon) {
                 return Ok(end);
             }
             if has_signal {
                 tracing::info!("stopping: told by a signal");
                 return Ok(End::Told);
             }
-            if has_order && let Some(end) = self.heed_order(line)? {
+            if has_order && let Some(end) = self.heed_order(daemon)? {
                 return Ok(end);
+            }
+            if has_visitor {
+                self.receive_visitor(daemon);
             }
         }
     }
 
-    fn heed_ended_sessions(&mut self, line: &Line) -> Option<End> {
+    /// Somebody has come to the meeting: the next daemon, if there is none.
+    fn receive_visitor(&self, daemon: &mut Daemon) {
+        let visitor = match daemon.meeting.as_ref().map(Meeting::accept) {
+            Some(Ok(Some(visitor))) => visitor,
+            Some(Ok(None)) | None => return,
+            Some(Err(error)) => return tracing::warn!(%error, "a daemon that has come could not be received"),
+        };
+        let greeted = if daemon.line.is_some() {
+            let message = "another daemon gives this server its orders: stop that one first".into();
+            visitor.send(&Report::Failed { message })
+        } else {
+            visitor.send_with(&self.hello(), self.shared.as_fd())
+        };
+        match greeted {
+            Ok(()) if daemon.line.is_none() => {
+                tracing::info!("a daemon has taken over");
+                daemon.line = Some(visitor);
+            }
+            Ok(()) => {}
+            Err(error) => tracing::debug!(%error, "a visitor did not wait for an answer"),
+        }
+    }
+
+    fn record(&mut self, switched: &orders::Switched) {
+        self.last_switch = Some(PastSwitch { switched: switched.clone(), at: SystemTime::now() });
+    }
+
+    fn heed_ended_sessions(&mut self, daemon: &Daemon) -> Option<End> {
         // EAGAIN: woken for an event that was heeded already.
         let _ = self.wake.read();
         while let Ok(ended) = self.ended.try_recv() {
@@ -199,9 +310,8 @@ impl Control {
                 Consequence::None => {}
                 Consequence::FailedOver(switched) => {
                     tracing::warn!(from = %switched.from, to = %switched.to, pause_ms = switched.pause_ms, "{}", switched.reason);
-                    if let Err(error) = line.send(&Report::FailedOver(switched)) {
-                        tracing::warn!(%error, "the daemon does not hear of it");
-                    }
+                    self.record(&switched);
+                    daemon.hear(&Report::FailedOver(switched));
                 }
                 Consequence::ConnectionGone => return Some(End::ConnectionGone),
                 Consequence::NobodyServes(why) => return Some(End::NobodyServes(why)),
@@ -210,9 +320,15 @@ impl Control {
         None
     }
 
-    fn heed_order(&mut self, line: &Line) -> anyhow::Result<Option<End>> {
+    fn heed_order(&mut self, daemon: &mut Daemon) -> anyhow::Result<Option<End>> {
+        let Some(line) = &daemon.line else { return Ok(None) };
         let order = match line.receive(HEARTBEAT) {
             Ok(order) => order,
+            Err(LineError::Closed) if daemon.meeting.is_some() => {
+                tracing::warn!("the daemon has gone; serving on until the next one comes");
+                daemon.line = None;
+                return Ok(None);
+            }
             Err(LineError::Closed) => {
                 tracing::warn!("the daemon has gone: unmounting");
                 return Ok(Some(End::Told));
@@ -220,13 +336,18 @@ impl Control {
             Err(LineError::Timeout(_)) => return Ok(None),
             Err(error @ LineError::Malformed(_)) => {
                 tracing::warn!(%error, "an order is refused");
-                line.send(&Report::Failed { message: error.to_string() })?;
+                daemon.hear(&Report::Failed { message: error.to_string() });
                 return Ok(None);
             }
             Err(error) => return Err(error.into()),
         };
         let report = match order {
             Order::Stop => return Ok(Some(End::Told)),
+            Order::Adjust { deadlines } => {
+                self.mount.deadlines = deadlines;
+                self.served.set_deadlines(deadlines);
+                return Ok(None);
+            }
             Order::Serve { .. } => Report::Failed { message: "this server serves already".into() },
             Order::Switch { to, reason } => match self.served.switch(to, &reason) {
                 Ok(switched) => {
@@ -234,6 +355,7 @@ impl Control {
                         from = %switched.from, to = %switched.to, pause_ms = switched.pause_ms,
                         in_flight = switched.in_flight, answered_for_hung = switched.answered_for_hung, reason, "switched"
                     );
+                    self.record(&switched);
                     Report::Switched(switched)
                 }
                 Err(error) => {
@@ -242,19 +364,19 @@ impl Control {
                 }
             },
         };
-        line.send(&report)?;
+        daemon.hear(&report);
         Ok(self.served.nobody_serves().map(|why| End::NobodyServes(why.into())))
     }
 
     /// Ends the mount. A thread does it, because `umount2(2)` waits for dirty pages, and so for a backend.
-    fn finish(self, line: &Line, end: End) -> anyhow::Result<()> {
+    fn finish(self, daemon: &Daemon, end: End) -> anyhow::Result<()> {
         let is_gone = matches!(end, End::ConnectionGone);
         let is_aborted = is_gone && self.served.connection().is_mounted();
         let unmounted = if is_gone && !is_aborted {
             Unmounted::Cleanly
         } else {
             let (done, is_done) = mpsc::channel();
-            let (served, limit) = (self.served, self.stop_limit);
+            let (served, limit) = (self.served, stop_limit(&self.mount.deadlines));
             std::thread::Builder::new().name("unmount".into()).spawn(move || drop(done.send(served.unmount())))?;
             is_done.recv_timeout(limit).map_err(|_| {
                 anyhow::anyhow!("the unmount hangs; the process ends, and the kernel aborts the connection")
@@ -268,9 +390,7 @@ impl Control {
             End::ConnectionGone | End::Told => {}
         }
         let stopped = Report::Stopped { lazily: unmounted == Unmounted::Lazily, by_others: is_gone };
-        if let Err(error) = line.send(&stopped) {
-            tracing::debug!(%error, "the daemon does not hear of the end");
-        }
+        daemon.hear(&stopped);
         Ok(())
     }
 }

@@ -1,21 +1,26 @@
 //! What daemon and server say to each other: small typed messages over a SOCK_SEQPACKET pair, one JSON object a message.
 //!
+//! A server that has lost its daemon goes on serving, and listens for the next one, which it greets with
+//! [`Hello`](Report::Hello) and the ledger's descriptor.
+//!
 //! [`Hello`](Report::Hello), [`Stop`](Order::Stop) and the version stay readable for the version before, so that a daemon
 //! can always tell an older server to end.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Backend, Mount};
+use crate::config::{Backend, Deadlines, Mount};
 
 /// Version of the messages.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Longest message in bytes; well below what a SEQPACKET socket takes by default (212,960).
 const LONGEST: usize = 64 << 10;
 
@@ -29,6 +34,16 @@ pub enum Order {
         version: u32,
         /// What to serve.
         mount: Box<Mount>,
+        /// Where the next daemon finds this server, should the one that started it be gone; without it the mount ends with
+        /// its daemon.
+        meeting: Option<PathBuf>,
+        /// The backend that served before, if a server has died and is to be replaced.
+        resume: Option<Backend>,
+    },
+    /// Keep these deadlines from now on. Answered by nothing.
+    Adjust {
+        /// How long to wait for what.
+        deadlines: Deadlines,
     },
     /// Change the backend. Answered by [`Report::Switched`] or [`Report::Failed`].
     Switch {
@@ -45,19 +60,8 @@ pub enum Order {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "report", rename_all = "snake_case")]
 pub enum Report {
-    /// The mount is made and served.
-    Hello {
-        /// Version of the messages.
-        version: u32,
-        /// The backend that serves.
-        active: Backend,
-        /// Minor version of the FUSE protocol that the kernel speaks (7.x).
-        protocol_minor: u32,
-        /// How it was mounted.
-        helper: String,
-        /// Why a backend of this build cannot serve here, if so.
-        unavailable: Vec<Unavailable>,
-    },
+    /// The mount is made and served; or, to a daemon that has just connected, is served still.
+    Hello(Box<Hello>),
     /// A switch is done.
     Switched(Switched),
     /// An order failed; what was before goes on.
@@ -74,6 +78,37 @@ pub enum Report {
         /// Whether somebody else had unmounted.
         by_others: bool,
     },
+}
+
+/// How a mount is served.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Version of the messages.
+    pub version: u32,
+    /// What is served.
+    pub mount: Mount,
+    /// The backend that serves when nobody wants another: the configured one, or, if that is `auto`, the first that works.
+    pub stable: Backend,
+    /// The backend that serves.
+    pub active: Backend,
+    /// Minor version of the FUSE protocol that the kernel speaks (7.x).
+    pub protocol_minor: u32,
+    /// How it was mounted.
+    pub helper: String,
+    /// Why a backend of this build cannot serve here, if so.
+    pub unavailable: Vec<Unavailable>,
+    /// The last change of backend.
+    pub last_switch: Option<PastSwitch>,
+}
+
+/// A change of backend in the past.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PastSwitch {
+    /// What it did.
+    pub switched: Switched,
+    /// When.
+    #[serde(with = "humantime_serde")]
+    pub at: SystemTime,
 }
 
 /// A backend that cannot serve.
@@ -155,11 +190,35 @@ impl Line {
         Ok(())
     }
 
+    /// Sends one message and a descriptor with it.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub fn send_with(&self, message: &impl Serialize, fd: BorrowedFd<'_>) -> Result<(), LineError> {
+        use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+        let bytes = serde_json::to_vec(message)?;
+        let fds = [fd];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&fds));
+        rustix::net::sendmsg(&self.0, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
+            .map_err(|error| LineError::from(nix::errno::Errno::from_raw(error.raw_os_error())))?;
+        Ok(())
+    }
+
     /// Waits for one message for at most `limit`.
     ///
     /// # Errors
     /// [`LineError::Timeout`] after `limit`, [`LineError::Closed`] when the other side is gone.
     pub fn receive<T: DeserializeOwned>(&self, limit: Duration) -> Result<T, LineError> {
+        Ok(self.receive_with(limit)?.0)
+    }
+
+    /// As [`receive`](Self::receive), and the descriptor that came with the message.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn receive_with<T: DeserializeOwned>(&self, limit: Duration) -> Result<(T, Option<OwnedFd>), LineError> {
         let end = Instant::now() + limit;
         loop {
             let left = end.saturating_duration_since(Instant::now());
@@ -173,16 +232,24 @@ impl Line {
         }
     }
 
-    fn receive_now<T: DeserializeOwned>(&self) -> Result<T, LineError> {
+    fn receive_now<T: DeserializeOwned>(&self) -> Result<(T, Option<OwnedFd>), LineError> {
+        use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
         let mut bytes = vec![0; LONGEST];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut parts = [IoSliceMut::new(&mut bytes)];
-        let received =
-            recvmsg::<()>(self.0.as_raw_fd(), &mut parts, None, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC)?
-                .bytes;
+        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        let received = rustix::net::recvmsg(&self.0, &mut parts, &mut control, flags)
+            .map_err(|error| LineError::from(nix::errno::Errno::from_raw(error.raw_os_error())))?
+            .bytes;
         if received == 0 {
             return Err(LineError::Closed);
         }
-        Ok(serde_json::from_slice(&bytes[..received])?)
+        let fd = control.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+            _ => None,
+        });
+        Ok((serde_json::from_slice(&bytes[..received])?, fd))
     }
 }
 

@@ -78,10 +78,11 @@ pub struct Served {
 }
 
 impl Served {
-    /// Starts both sessions, and attaches the one that `mount` names. The process must be [prepared](backend::prepare).
+    /// Starts both sessions, and attaches the one that `mount` names, or, if it allows that, the other when that one does
+    /// not come up. The process must be [prepared](backend::prepare).
     ///
     /// # Errors
-    /// When the named backend does not come up; then the connection is unmounted.
+    /// When none comes up that may serve; then the connection is unmounted.
     pub fn start(
         mount: &Mount,
         connection: Connection,
@@ -89,7 +90,6 @@ impl Served {
         ledger: Ledger,
         on_session_end: OnSessionEnd,
     ) -> Result<(Self, Vec<Unavailable>), ServeError> {
-        let first = mount.backend.resolve();
         let connection = Arc::new(connection);
         let context = Context {
             vfs,
@@ -103,29 +103,44 @@ impl Served {
             context,
             deadlines: mount.deadlines,
             sessions: [None, None],
-            active: first,
+            active: mount.backend.resolve(),
             next_session: 0,
             on_session_end,
             nobody_serves: None,
         };
-        served.serve_first(first).inspect_err(|_| {
+        let mut unavailable = served.serve_first(&mount.backends_to_try()).inspect_err(|_| {
             if let Err(error) = connection.unmount(Duration::ZERO) {
                 tracing::error!(%error, "the mount that failed is left behind: unmount it by hand");
             }
         })?;
-        let other = first.other();
-        let unavailable = match served.start_session(other) {
-            Ok(_) => Vec::new(),
-            Err(error) => vec![Unavailable { backend: other, reason: error.to_string() }],
-        };
+        let others = Backend::ALL.into_iter().filter(|backend| {
+            backend.is_built_in() && *backend != served.active && unavailable.iter().all(|one| one.backend != *backend)
+        });
+        for other in others.collect::<Vec<_>>() {
+            if let Err(error) = served.start_session(other) {
+                unavailable.push(Unavailable { backend: other, reason: error.to_string() });
+            }
+        }
         served.publish();
         Ok((served, unavailable))
     }
 
-    fn serve_first(&mut self, first: Backend) -> Result<(), ServeError> {
-        let _since = self.start_session(first)?.attach()?;
-        self.publish();
-        Ok(())
+    /// Attaches the first that comes up. Why those before it did not.
+    fn serve_first(&mut self, order: &[Backend]) -> Result<Vec<Unavailable>, ServeError> {
+        let mut unavailable = Vec::new();
+        for (index, backend) in order.iter().copied().enumerate() {
+            let attached = self.start_session(backend).map_err(ServeError::from).and_then(|port| Ok(port.attach()?));
+            match attached {
+                Ok(_since) => {
+                    self.active = backend;
+                    self.publish();
+                    break;
+                }
+                Err(error) if index + 1 == order.len() => return Err(error),
+                Err(error) => unavailable.push(Unavailable { backend, reason: error.to_string() }),
+            }
+        }
+        Ok(unavailable)
     }
 
     /// The backend that serves.
@@ -138,6 +153,11 @@ impl Served {
     #[must_use]
     pub fn connection(&self) -> &Connection {
         &self.context.connection
+    }
+
+    /// Keeps other deadlines from now on.
+    pub fn set_deadlines(&mut self, deadlines: Deadlines) {
+        self.deadlines = deadlines;
     }
 
     fn start_session(&mut self, backend: Backend) -> Result<Arc<dyn Port>, StartError> {

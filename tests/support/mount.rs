@@ -55,22 +55,27 @@ impl Builder {
     /// Starts the daemon and waits until its mount answers.
     pub fn start(self) -> Mount {
         let sandbox = Sandbox::new(self.way.user, self.limit);
-        let mut command = self.command(&sandbox);
-        command.args(["--helper", self.way.helper.name(), "--mountpoint"]).arg(sandbox.mountpoint());
-        Mount::spawn(sandbox, command)
+        let command = self.command(&sandbox);
+        Mount::spawn(sandbox, command, self)
     }
 
     /// Starts the daemon on a FUSE descriptor that `mount` has made and mounted at the sandbox's mount point.
     pub fn start_on_descriptor(self, mount: impl FnOnce(&Sandbox) -> OwnedFd) -> Mount {
         let sandbox = Sandbox::new(self.way.user, self.limit);
-        let mut command = self.command(&sandbox);
+        let mut command = self.serve(&sandbox);
         command.arg("--mountpoint").arg(format!("/dev/fd/{HANDED_IN}")).arg("--mounted-at").arg(sandbox.mountpoint());
         let device = FdMapping { parent_fd: mount(&sandbox), child_fd: HANDED_IN };
         command.fd_mappings(vec![device]).expect("one descriptor");
-        Mount::spawn(sandbox, command)
+        Mount::spawn(sandbox, command, self)
     }
 
     fn command(&self, sandbox: &Sandbox) -> Command {
+        let mut command = self.serve(sandbox);
+        command.args(["--helper", self.way.helper.name(), "--mountpoint"]).arg(sandbox.mountpoint());
+        command
+    }
+
+    fn serve(&self, sandbox: &Sandbox) -> Command {
         let mut command = sandbox.program();
         command.args(["serve", "--name", "default", "--backend", self.backend.name()]);
         command.arg("--source").arg(sandbox.source()).arg("--socket").arg(sandbox.socket()).args(&self.arguments);
@@ -82,6 +87,7 @@ impl Builder {
 #[derive(Debug)]
 pub struct Mount {
     daemon: Child,
+    again: Builder,
     /// Its folder.
     pub sandbox: Sandbox,
 }
@@ -107,22 +113,26 @@ impl Mount {
         Builder { backend, way, limit: TEST_LIMIT, arguments: Vec::new() }
     }
 
-    fn spawn(sandbox: Sandbox, mut command: Command) -> Self {
+    fn spawn(sandbox: Sandbox, mut command: Command, again: Builder) -> Self {
         let log = File::create(sandbox.log()).expect("a log");
         command.stdin(std::process::Stdio::null()).stderr(log.try_clone().expect("a descriptor")).stdout(log);
         // A group of its own: a Ctrl-C in the terminal reaches the test, which then ends the daemon in order.
         command.process_group(0);
-        let mut mount = Self { daemon: command.spawn().expect("the daemon"), sandbox };
+        let mut mount = Self { daemon: command.spawn().expect("the daemon"), again, sandbox };
         // A descriptor that was handed in stays open here as long as the command exists.
         drop(command);
+        mount.wait_until_served();
+        mount
+    }
+
+    fn wait_until_served(&mut self) {
         wait_for("the mount to answer", START_LIMIT, || {
-            if let Some(status) = mount.daemon.try_wait().expect("the daemon") {
+            if let Some(status) = self.daemon.try_wait().expect("the daemon") {
                 panic!("the daemon has ended: {status}");
             }
-            let status = mount.try_status()?;
+            let status = self.try_status()?;
             matches!(status["health"].as_str(), Some("healthy" | "degraded")).then_some(())
         });
-        mount
     }
 
     /// A path in the mount.
@@ -194,6 +204,36 @@ impl Mount {
     /// be under way still.
     pub fn assert_all_answered(&self) {
         wait_for("every request to be answered", COMMAND_LIMIT, || (self.waiting() == 0).then_some(()));
+    }
+
+    /// Process id of the server, if there is one.
+    pub fn server_pid(&self) -> Option<i32> {
+        self.status()["server_pid"].as_i64().map(|pid| pid.try_into().expect("a process id"))
+    }
+
+    /// Waits until the mount is served by another server than this one.
+    pub fn wait_for_successor(&self, of: i32) -> i32 {
+        wait_for("another server", START_LIMIT, || {
+            let status = self.try_status()?;
+            let pid: i32 = status["server_pid"].as_i64()?.try_into().ok()?;
+            (pid != of && !status["active"].as_object()?.is_empty()).then_some(pid)
+        })
+    }
+
+    /// Kills the daemon, which leaves its server alone, and waits until it is gone.
+    pub fn kill_daemon(&mut self) {
+        kill(Pid::from_raw(self.daemon_pid()), Signal::SIGKILL).expect("a running daemon");
+        self.wait();
+    }
+
+    /// Starts the next daemon as the first one was started, and waits until it answers for the mount.
+    pub fn start_next_daemon(&mut self) {
+        let mut command = self.again.command(&self.sandbox);
+        let log = File::options().append(true).open(self.sandbox.log()).expect("the log");
+        command.stdin(std::process::Stdio::null()).stderr(log.try_clone().expect("a descriptor")).stdout(log);
+        command.process_group(0);
+        self.daemon = command.spawn().expect("the daemon");
+        self.wait_until_served();
     }
 
     /// Process id of the daemon.

@@ -26,6 +26,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{absolute, ask, fail, log, say};
 use crate::api::socket;
+use crate::config;
 use crate::daemon;
 use options::{Unknown, Wanted};
 
@@ -102,9 +103,13 @@ fn run() -> ExitCode {
         Ok(wanted) => wanted,
         Err(error) => return fail(exit::USAGE, error),
     };
-    let place = wanted.socket.clone().unwrap_or_else(|| socket::of_mount(&cli.mountpoint));
+    let backend = wanted.mount.backend.resolve();
+    if !backend.is_built_in() {
+        return fail(exit::FAILED, format_args!("this build has no {backend}: choose the other backend"));
+    }
+    let place = wanted.socket.clone().unwrap_or_else(|| socket::of_mount(&cli.mountpoint, &wanted.mount.name));
     match (cli.foreground, wanted.is_remount) {
-        (true, _) => serve(wanted, place),
+        (true, _) => serve(wanted, &place),
         (false, true) => fail(exit::FAILED, "options of a mount that is there cannot be changed: unmount it first"),
         (false, false) if cli.fake => ExitCode::SUCCESS,
         (false, false) => ask(start(&cli, &place)),
@@ -112,7 +117,7 @@ fn run() -> ExitCode {
 }
 
 /// Serves until the mount is gone.
-fn serve(wanted: Wanted, socket: PathBuf) -> ExitCode {
+fn serve(wanted: Wanted, socket: &Path) -> ExitCode {
     // Of the terminal's signals none is meant for it. Only a leader, started by hand, has a session of its own already.
     if let Err(error) = rustix::process::setsid()
         && error != rustix::io::Errno::PERM
@@ -121,8 +126,24 @@ fn serve(wanted: Wanted, socket: PathBuf) -> ExitCode {
     }
     let log = log::Options::text(wanted.log_level);
     log::start(&log);
-    let options = daemon::Options { mount: wanted.mount, socket, server_arguments: log.arguments() };
-    let Err(failure) = daemon::run(options) else { return ExitCode::SUCCESS };
+    let daemon = config::Daemon {
+        socket: socket.to_owned(),
+        socket_group: None,
+        log_level: String::new(),
+        log_format: config::LogFormat::Text,
+    };
+    let ended = daemon::run(daemon::Options {
+        settings: config::Settings { daemon, mounts: vec![wanted.mount] },
+        alone: true,
+        mounts_end_too: false,
+        reload: None,
+        server_arguments: log.arguments(),
+    });
+    // Not empty if a server was left for another daemon, which mounting once more starts.
+    if let Err(error) = std::fs::remove_dir(socket::servers(socket)) {
+        tracing::debug!(%error, "the folder of the server's socket stays");
+    }
+    let Err(failure) = ended else { return ExitCode::SUCCESS };
     let why = failure.to_string();
     if let Err(error) = sd_notify::notify(&[NotifyState::Status(&why)]) {
         tracing::debug!(%error, "nobody listens any more");

@@ -1,0 +1,61 @@
+//! `end-servers`: unmounts what a daemon that is gone has left.
+
+use std::process::ExitCode;
+
+use super::{Global, ask, exit, fail, printable, say};
+use crate::api::{Client, ClientError, socket};
+use crate::daemon::leftover;
+
+const EXAMPLES: &str = "Examples:
+  lighthouse-fs end-servers
+  ExecStopPost=/usr/bin/lighthouse-fs end-servers --after-stop
+
+When a daemon is killed or crashes, its servers serve on, and the next daemon adopts them. Use this if there is to be no
+next daemon, or if it is of a version that cannot adopt them.";
+
+/// Unmount what a daemon that is gone has left
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Only if the service was stopped, and not if it crashed: as systemd tells in $SERVICE_RESULT (systemd.exec(5))
+    #[arg(long)]
+    after_stop: bool,
+}
+
+/// What systemd calls a service that has crashed; it will be started again, and adopt.
+const CRASHES: [&str; 5] = ["exit-code", "signal", "core-dump", "watchdog", "oom-kill"];
+
+/// Ends them.
+pub fn run(args: &Args, global: &Global) -> ExitCode {
+    if args.after_stop {
+        let result = std::env::var("SERVICE_RESULT").unwrap_or_default();
+        if CRASHES.contains(&result.as_str()) {
+            return say(format_args!(
+                "the service has crashed ({}): its servers are left to the next daemon",
+                printable(result)
+            ));
+        }
+    }
+    let path = global.socket();
+    ask(async {
+        match Client::new(&path).status().await {
+            Err(ClientError::NoDaemon { .. }) => end(&path),
+            Ok(status) => fail(
+                exit::FAILED,
+                format_args!("they are not left: the daemon {} gives them orders; stop that one", status.daemon.pid),
+            ),
+            Err(error) => fail(exit::FAILED, format_args!("it is not known whether they have a daemon: {error}")),
+        }
+    })
+}
+
+fn end(socket: &std::path::Path) -> ExitCode {
+    let mut code = ExitCode::SUCCESS;
+    for (mount, result) in leftover::end(&socket::servers(socket), |_| true) {
+        code = match result {
+            Ok(()) => say(format_args!("{}: unmounted", printable(mount))),
+            Err(error) => fail(exit::FAILED, format_args!("{}: {error}", printable(mount))),
+        };
+    }
+    code
+}

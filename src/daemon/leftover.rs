@@ -1,0 +1,46 @@
+//! Servers that a daemon has left, because it was killed or crashed.
+
+use std::io;
+use std::path::Path;
+
+use super::process;
+use crate::server::meeting;
+
+/// Ends those whose sockets are in `folder` and of whose mounts `is_to_end` says so; they unmount. What came of each. A
+/// server that has a daemon is not spared: call this when there is none. Blocks until all have ended.
+pub fn end(folder: &Path, is_to_end: impl Fn(&str) -> bool) -> Vec<(String, io::Result<()>)> {
+    let names = match meeting::names(folder) {
+        Ok(names) => names,
+        Err(error) => return vec![(folder.display().to_string(), Err(error))],
+    };
+    // Side by side, since each may take its time for a busy mount.
+    std::thread::scope(|scope| {
+        let ends: Vec<_> = names
+            .into_iter()
+            .filter(|name| is_to_end(name))
+            .map(|name| {
+                let path = folder.join(format!("{name}.sock"));
+                (name, scope.spawn(move || end_one(&path)))
+            })
+            .collect();
+        let join = |(name, end): (String, std::thread::ScopedJoinHandle<'_, io::Result<bool>>)| {
+            let result = end.join().unwrap_or_else(|_| Err(io::Error::other("the attempt panicked")));
+            match result {
+                Ok(false) => None,
+                Ok(true) => Some((name, Ok(()))),
+                Err(error) => Some((name, Err(error))),
+            }
+        };
+        ends.into_iter().filter_map(join).collect()
+    })
+}
+
+/// Whether there was a server.
+fn end_one(path: &Path) -> io::Result<bool> {
+    let Some((_line, pid)) = meeting::visit(path)? else {
+        std::fs::remove_file(path)?;
+        return Ok(false);
+    };
+    process::end_process(pid, process::STOP)?;
+    Ok(true)
+}

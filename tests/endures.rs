@@ -1,0 +1,173 @@
+//! What a mount outlives, and what it recovers from: the death of its daemon, the death of its server, an aborted
+//! connection, an unmount by somebody else.
+
+mod support;
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rstest::rstest;
+use support::{
+    Backend, COMMAND_LIMIT, Mount, ROOT_DIRECT, USER_FUSERMOUNT3, Way, require_root, unless_skipped, wait_for,
+};
+
+fn send(signal: Signal, pid: i32) {
+    kill(Pid::from_raw(pid), signal).expect("a running process");
+}
+
+/// Any backend that this build has.
+fn any() -> Backend {
+    Backend::ALL.into_iter().find(|backend| backend.is_built_in()).expect("a backend")
+}
+
+/// Root and an ordinary user, as far as they can mount here.
+fn every_user(test: impl Fn(Way)) {
+    for way in [ROOT_DIRECT, USER_FUSERMOUNT3] {
+        unless_skipped(way.possible(), || test(way));
+    }
+}
+
+#[test]
+fn the_death_of_a_daemon_is_not_noticed_and_the_next_one_adopts() {
+    every_user(|way| {
+        let mut mount = Mount::builder(any(), way).start();
+        let server = mount.server_pid().expect("a server");
+        let mut open = mount.act(|| File::create(mount.path("file")).unwrap());
+        open.write_all(b"before ").unwrap();
+        if cfg!(all(feature = "fuse2", feature = "fuse3")) {
+            mount.switch(any().other());
+        }
+        let active = mount.active();
+
+        mount.kill_daemon();
+        open.write_all(b"between ").unwrap();
+        assert_eq!(mount.act(|| fs::read(mount.path("file")).unwrap()), b"before between ");
+
+        mount.start_next_daemon();
+        assert_eq!(mount.server_pid(), Some(server), "the same server serves on");
+        assert_eq!(mount.active(), active, "by the same backend");
+        open.write_all(b"after").unwrap();
+        assert_eq!(fs::read(mount.source_path("file")).unwrap(), b"before between after");
+        if cfg!(all(feature = "fuse2", feature = "fuse3")) {
+            assert_eq!(mount.status()["last_switch"]["to"], active.name(), "what was done before is known");
+            mount.switch(active.other());
+        }
+        drop(open);
+        mount.stop();
+    });
+}
+
+#[test]
+fn a_server_that_dies_is_replaced_and_its_dead_mount_cleared_away() {
+    every_user(|way| {
+        let mount = Mount::builder(any(), way).start();
+        let open = mount.act(|| {
+            fs::write(mount.path("file"), "kept").unwrap();
+            File::open(mount.path("file")).unwrap()
+        });
+        let server = mount.server_pid().expect("a server");
+        send(Signal::SIGKILL, server);
+        mount.wait_for_successor(server);
+        assert_eq!(mount.sandbox.mounts().len(), 1, "the dead mount is gone");
+        assert_eq!(mount.act(|| fs::read(mount.path("file")).unwrap()), b"kept");
+        let error = open.read_at(&mut [0; 1], 0).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOTCONN), "what was open belonged to the dead mount");
+        drop(open);
+        mount.stop();
+    });
+}
+
+#[cfg(all(feature = "fuse2", feature = "fuse3"))]
+#[test]
+fn a_replaced_server_keeps_what_an_operator_has_switched_to() {
+    unless_skipped(require_root(), || {
+        let mount = Mount::builder(Backend::Fuse2, ROOT_DIRECT).start();
+        mount.switch(Backend::Fuse3);
+        let server = mount.server_pid().expect("a server");
+        send(Signal::SIGKILL, server);
+        mount.wait_for_successor(server);
+        assert_eq!(mount.active(), Backend::Fuse3);
+        mount.stop();
+    });
+}
+
+#[test]
+fn an_aborted_connection_is_mounted_again() {
+    unless_skipped(require_root(), || {
+        let mount = Mount::builder(any(), ROOT_DIRECT).start();
+        let server = mount.server_pid().expect("a server");
+        fs::write(format!("/sys/fs/fuse/connections/{}/abort", mount.connection_id()), "1").unwrap();
+        mount.wait_for_successor(server);
+        fs::write(mount.path("file"), "served").unwrap();
+        mount.stop();
+    });
+}
+
+#[test]
+fn both_may_die_at_once() {
+    unless_skipped(require_root(), || {
+        let mut mount = Mount::builder(any(), ROOT_DIRECT).start();
+        let server = mount.server_pid().expect("a server");
+        send(Signal::SIGSTOP, mount.daemon_pid());
+        send(Signal::SIGKILL, server);
+        mount.kill_daemon();
+        assert_eq!(mount.sandbox.mounts().len(), 1, "a dead mount is left");
+        mount.start_next_daemon();
+        fs::write(mount.path("file"), "served").unwrap();
+        mount.stop();
+    });
+}
+
+#[rstest]
+#[case::of_the_daemon(false)]
+#[case::of_the_server(true)]
+fn a_pause_ends_as_if_nothing_had_been(#[case] of_the_server: bool) {
+    unless_skipped(require_root(), || {
+        let mount = Mount::builder(any(), ROOT_DIRECT).start();
+        let server = mount.server_pid().expect("a server");
+        let paused = if of_the_server { server } else { mount.daemon_pid() };
+        send(Signal::SIGSTOP, paused);
+        let path = mount.path("file");
+        let writer = std::thread::spawn(move || fs::write(path, "written"));
+        if !of_the_server {
+            // Without its daemon a server serves.
+            wait_for("the file", COMMAND_LIMIT, || mount.source_path("file").exists().then_some(()));
+        }
+        send(Signal::SIGCONT, paused);
+        writer.join().unwrap().unwrap();
+        assert_eq!(mount.server_pid(), Some(server), "nobody was replaced");
+        mount.stop();
+    });
+}
+
+#[test]
+fn servers_that_a_daemon_has_left_end_when_told() {
+    every_user(|way| {
+        let mut mount = Mount::builder(any(), way).start();
+        let socket = mount.sandbox.socket();
+        let end = |arguments: &[&str]| {
+            let mut all: Vec<std::ffi::OsString> = vec!["end-servers".into(), "--socket".into(), socket.clone().into()];
+            all.extend(arguments.iter().map(Into::into));
+            mount.sandbox.run(all)
+        };
+        let refused = end(&[]);
+        assert_eq!(refused.status.code(), Some(1), "they have a daemon: {refused:?}");
+        mount.kill_daemon();
+
+        let end = |mount: &Mount, result: &str| {
+            let mut command = mount.sandbox.program();
+            command.args(["end-servers", "--after-stop", "--socket"]).arg(mount.sandbox.socket());
+            command.env("SERVICE_RESULT", result);
+            assert_cmd::Command::from_std(command).timeout(COMMAND_LIMIT * 2).output().expect("the program")
+        };
+        let spared = end(&mount, "signal");
+        assert_eq!(spared.status.code(), Some(0), "{spared:?}");
+        assert_eq!(mount.sandbox.mounts().len(), 1, "after a crash the next daemon adopts it");
+        let ended = end(&mount, "success");
+        assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+        mount.sandbox.assert_nothing_left();
+    });
+}
