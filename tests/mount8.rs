@@ -15,8 +15,8 @@ use std::time::Duration;
 use procfs::process::{FDTarget, Process};
 use rstest::rstest;
 use support::{
-    Backend, COMMAND_LIMIT, PROGRAM, ROOT_DIRECT, Sandbox, USER_FUSERMOUNT3, User, Way, processes_of, require_root,
-    run_as, skip, unless_skipped, wait_for,
+    Backend, COMMAND_LIMIT, PROGRAM, ROOT_DIRECT, ROOT_FUSERMOUNT3, Sandbox, USER_FUSERMOUNT3, User, Way, processes_of,
+    require_root, run_as, skip, unless_skipped, wait_for,
 };
 
 const TEST_LIMIT: Duration = Duration::from_secs(60);
@@ -298,6 +298,35 @@ fn the_mount_outlives_its_daemon_and_gets_another() {
         assert_ne!(daemon(&sandbox).pid, first.pid);
         assert_eq!(sandbox.mounts().len(), 1);
         unmount(&sandbox);
+    });
+}
+
+#[test]
+fn a_start_that_is_stopped_leaves_nothing() {
+    unless_skipped(ROOT_FUSERMOUNT3.possible(), || {
+        let sandbox = sandbox(User::Root);
+        // libfuse's helper, once the test says so. It is preferred to a later one in PATH by its set-uid bit.
+        let script = "#!/bin/sh\n[ \"$1\" = -V ] || { touch reached; until [ -e go ]; do sleep 0.01; done; }\n\
+                      PATH=${PATH#*:} exec fusermount3 \"$@\"\n";
+        let script = script.replace("reached", &text(&sandbox.path().join("reached")));
+        let script = script.replace("-e go", &format!("-e {}", text(&sandbox.path().join("go"))));
+        // Written by another process: one of this, forked by another thread, could still have it open.
+        let mut write = sandbox.client("sh");
+        write.args(["-c", "printf %s \"$1\" > \"$2\" && chmod 4755 \"$2\"", "sh", &script]);
+        write.arg(sandbox.path().join("fusermount3"));
+        assert_silent_success(write);
+
+        let mut command = helper(&sandbox, &inside(&sandbox, "nofallback,helper=fusermount3"));
+        command.env("PATH", format!("{}:{}", text(sandbox.path()), std::env::var("PATH").unwrap()));
+        let mut helper = command.stderr(Stdio::null()).spawn().unwrap();
+        wait_for("the mount to be tried", COMMAND_LIMIT, || sandbox.path().join("reached").exists().then_some(()));
+        let pid = nix::unistd::Pid::from_raw(helper.id().cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        let status = wait_for("the helper to end", COMMAND_LIMIT, || helper.try_wait().unwrap());
+        assert_eq!(status.code(), Some(32));
+        fs::write(sandbox.path().join("go"), "").unwrap();
+        wait_for("the daemon to end", COMMAND_LIMIT, || processes_of(sandbox.path()).is_empty().then_some(()));
+        sandbox.assert_nothing_left();
     });
 }
 

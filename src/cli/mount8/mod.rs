@@ -22,6 +22,7 @@ use rustix::process::{Pid, Signal};
 use sd_notify::NotifyState;
 use tempfile::NamedTempFile;
 use tokio::net::UnixDatagram;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, timeout_at};
 
 use super::{absolute, ask, fail, log, say};
@@ -180,12 +181,12 @@ async fn try_to_start(cli: &Cli, place: &Path) -> Result<u32, String> {
         let message = tokio::select! {
             message = receive(news.as_file()) => message,
             status = daemon.wait() => break status,
-            () = tokio::time::sleep_until(deadline) => {
+            why = patience(deadline) => {
                 // It unmounts what it may have mounted.
                 if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
                     rustix::process::kill_process(pid, Signal::TERM).map_err(|error| error.to_string())?;
                 }
-                return Err(format!("the mount has not answered within {START_LIMIT:?}"));
+                return Err(why);
             }
         };
         match message.map_err(|error| format!("the daemon cannot be heard: {error}"))? {
@@ -202,6 +203,24 @@ async fn try_to_start(cli: &Cli, place: &Path) -> Result<u32, String> {
         Ok(status) => format!("the daemon has ended without a word: {status}; the journal may have more"),
         Err(error) => format!("the daemon cannot be watched: {error}"),
     }))
+}
+
+/// Returns when there is no more waiting for the mount, and why.
+async fn patience(deadline: Instant) -> String {
+    let stopped = async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        io::Result::Ok(())
+    };
+    match timeout_at(deadline, stopped).await {
+        Ok(Ok(())) => "stopped before the mount has answered".into(),
+        Ok(Err(error)) => format!("signals cannot be heard: {error}"),
+        Err(_) => format!("the mount has not answered within {START_LIMIT:?}"),
+    }
 }
 
 /// A socket for the daemon's news, that nobody else may write to; removed with what is returned.
