@@ -95,7 +95,7 @@ fn measure(name: String, arguments: &Arguments, backend: Backend, run: impl Fn(&
     let limit = Duration::from_secs(60) + length * 4;
     let pair = |number: usize| {
         let reference = Bare::start(backend, limit, &[]);
-        let ours = Mount::builder(backend, ROOT_DIRECT).limit(limit).start();
+        let ours = Mount::builder(backend, ROOT_DIRECT).without_prober().limit(limit).start();
         for served in [&reference as &dyn Served, &ours] {
             bare::fill(&served.sandbox().source());
         }

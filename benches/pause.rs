@@ -84,7 +84,7 @@ fn main() {
 
 fn measure(situation: &'static str, kinds: &[Kind], switches: u32) -> Vec<Row> {
     let limit = Duration::from_millis(300) * switches + Duration::from_secs(60);
-    let mount = Mount::builder(Backend::Fuse2, ROOT_DIRECT).limit(limit).start();
+    let mount = Mount::builder(Backend::Fuse2, ROOT_DIRECT).without_prober().limit(limit).start();
     bare::fill(&mount.sandbox.source());
     let crew = Crew::start(mount.sandbox.program_path(), &mount.path(""), kinds, SEED).expect("workers");
     // Nanoseconds of the slowest operation since it was last taken.

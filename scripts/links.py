@@ -11,7 +11,7 @@ LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
 def main() -> int:
     """Prints what leads nowhere; 1 if anything does."""
-    documents = [*sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*.md"))]
+    documents = [*sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("*.md"))]
     broken = [
         f"{document.relative_to(ROOT)}: {target}"
         for document in documents

@@ -41,7 +41,7 @@
 //! | module | concern |
 //! |---|---|
 //! | [`cli`] | one file per subcommand |
-//! | [`daemon`] | the control process: starts and watches servers, life cycle |
+//! | [`daemon`] | the control process: starts and watches servers, asks through mounts, life cycle |
 //! | [`api`] | control over a Unix socket |
 //! | [`server`] | the serving process of one mount: orders, switch, failover |
 //! | [`backend`] | how FUSE is spoken: an adapter for each crate, `fuse2` (crate fuser), `fuse3` (crate fuse3) |

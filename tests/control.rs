@@ -15,6 +15,7 @@ use lighthouse_fs::api::model::{Health, MountStatus};
 use lighthouse_fs::api::{self, Client, ClientError, Peer, router};
 use lighthouse_fs::config::{Backend, BackendChoice, Deadlines, Mount};
 use lighthouse_fs::daemon::mount::{Beginning, End, Facts, Phase, Request, Task};
+use lighthouse_fs::daemon::prober::Prober;
 use lighthouse_fs::daemon::process::{Process, Server};
 use lighthouse_fs::daemon::{Handle, Mounts};
 use lighthouse_fs::ledger::{Ledger, PortState};
@@ -125,7 +126,8 @@ impl Daemon {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("control.sock");
         let listener = UnixListener::bind(&socket).unwrap();
-        let handle = Handle { facts: watcher.clone(), requests: requests.clone() };
+        let prober = Prober::off("nothing is mounted");
+        let handle = Handle { facts: watcher.clone(), prober, requests: requests.clone() };
         tokio::spawn(api::serve(listener, Mounts::new(vec![handle]), std::future::pending()));
         let settled = watcher.wait_for(|facts| facts.phase != Phase::Starting);
         timeout(PATIENCE, settled).await.unwrap().unwrap();
@@ -361,7 +363,7 @@ async fn a_server_that_does_not_stop_is_killed() {
         std::thread::sleep(PATIENCE);
     })
     .await;
-    assert!(matches!(daemon.stop().await, End::Died(why) if why.contains("has not unmounted within 3.01s")));
+    assert!(matches!(daemon.stop().await, End::Forced(why) if why.contains("has not unmounted within 3.01s")));
 }
 
 #[tokio::test]
@@ -423,6 +425,42 @@ async fn ready_is_what_serves() {
     let (status, body) = daemon.get("/health/ready").await;
     assert!(status == 503 && body.contains("default: no backend is attached"), "{body}");
     assert_eq!(daemon.get("/health/live").await.0, 200);
+    assert_eq!(daemon.stop().await, End::Stopped);
+}
+
+/// What the program itself says of such a daemon, by its exit code.
+async fn health(daemon: &Daemon, arguments: &'static [&str]) -> (Option<i32>, String) {
+    let mut program = tokio::process::Command::new(env!("CARGO_BIN_EXE_lighthouse-fs"));
+    program.arg("health").args(arguments).arg("--socket").arg(daemon.folder.path().join("control.sock"));
+    let output = timeout(PATIENCE, program.output()).await.unwrap().unwrap();
+    (output.status.code(), String::from_utf8(output.stdout).unwrap())
+}
+
+#[tokio::test]
+async fn degraded_is_an_exit_code_of_its_own_but_not_for_containers() {
+    let daemon = Daemon::over(|server| {
+        server.begins(vec![]);
+        let switched = server.switches(Backend::Fuse3);
+        server.ledger.set_port_state(Backend::Fuse2, PortState::Hung);
+        server.says(&Report::Switched(switched));
+        server.order();
+        server.ledger.set_port_state(Backend::Fuse3, PortState::Ended);
+        server.says(&Report::Failed { message: "nothing works".into() });
+        server.ends_when_told();
+    })
+    .await;
+    assert_eq!(health(&daemon, &[]).await, (Some(0), "default is healthy\n".into()));
+
+    daemon.client.switch("default", Backend::Fuse3).await.unwrap();
+    let why = "default is degraded: fuse2 is hung: requests of it were answered EIO at the deadline\n";
+    assert_eq!(health(&daemon, &[]).await, (Some(2), why.into()));
+    assert_eq!(health(&daemon, &["--mount", "default"]).await, (Some(2), why.into()));
+    assert_eq!(health(&daemon, &["--probe"]).await, (Some(0), why.into()));
+    assert_eq!(health(&daemon, &["--mount", "other", "--probe"]).await, (Some(1), String::new()));
+
+    refusal(daemon.client.switch("default", Backend::Fuse2).await);
+    let why = "default is unhealthy: no backend is attached\n";
+    assert_eq!(health(&daemon, &["--probe"]).await, (Some(1), why.into()));
     assert_eq!(daemon.stop().await, End::Stopped);
 }
 

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::model::{MountStatus, Problem, Status, SwitchAnswer, SwitchRequest};
+use super::model::{HealthAnswer, MountStatus, Problem, Status, SwitchAnswer, SwitchRequest};
 use crate::config::Backend;
 
 /// For what the daemon knows without asking anybody.
@@ -101,6 +101,14 @@ impl Client {
         self.ask(Method::GET, &format!("/api/v1/mounts/{}", escape(name)), None::<()>, READ_DEADLINE).await
     }
 
+    /// How everything is doing, in a word. That something is unhealthy is an answer, and no error.
+    ///
+    /// # Errors
+    /// As [`status`](Self::status).
+    pub async fn health(&self) -> Result<HealthAnswer, ClientError> {
+        self.ask(Method::GET, "/health/ready", None::<()>, READ_DEADLINE).await
+    }
+
     /// Changes the backend of a mount.
     ///
     /// # Errors
@@ -131,7 +139,11 @@ impl Client {
         if status.is_success() {
             return serde_json::from_slice(&bytes).map_err(|error| self.malformed(&error));
         }
-        Err(serde_json::from_slice(&bytes).map_or_else(|_| self.malformed(&status), ClientError::Refused))
+        match serde_json::from_slice(&bytes) {
+            Ok(problem) => Err(ClientError::Refused(problem)),
+            // What is not ready says so by 503, and is the answer all the same.
+            Err(_) => serde_json::from_slice(&bytes).map_err(|_| self.malformed(&status)),
+        }
     }
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), ClientError> {

@@ -102,6 +102,8 @@ pub struct MountStatus {
     pub oldest_in_flight_seconds: f64,
     /// The last change of backend.
     pub last_switch: Option<LastSwitch>,
+    /// What the prober sees, which asks through the mount.
+    pub probe: ProbeStatus,
     /// Each backend.
     pub backends: Vec<BackendStatus>,
 }
@@ -120,6 +122,17 @@ pub struct LastSwitch {
     /// When.
     #[serde(with = "humantime_serde")]
     pub at: SystemTime,
+}
+
+/// What the prober sees.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct ProbeStatus {
+    /// `answered`, `failed`, `silent`; `unknown` before the first answer; `blind` while no prober can be run; `not probed`.
+    pub state: String,
+    /// How long the last answer took, in milliseconds.
+    pub took_ms: Option<f64>,
+    /// Why it is not `answered`.
+    pub reason: Option<String>,
 }
 
 /// One backend of a mount.

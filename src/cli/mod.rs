@@ -3,11 +3,13 @@
 mod backends;
 mod demo;
 mod end_servers;
+mod health;
 mod init;
 mod load;
 mod log;
 mod mount8;
 mod packaging;
+mod probe;
 mod serve;
 mod server;
 mod status;
@@ -27,6 +29,8 @@ use crate::api::{ClientError, socket};
 pub mod exit {
     /// The operation failed, and said why.
     pub const FAILED: u8 = 1;
+    /// `health`: served, but by the fallback, or with something missing.
+    pub const DEGRADED: u8 = 2;
     /// No daemon answers on the socket.
     pub const NO_DAEMON: u8 = 3;
     /// Wrong usage.
@@ -39,9 +43,10 @@ const EXAMPLES: &str = "Examples:
   lighthouse-fs serve --source /srv/projects --mountpoint /mnt/projects
   lighthouse-fs status
   lighthouse-fs switch default fuse2
+  lighthouse-fs health
   lighthouse-fs backends
 
-Exit codes: 0 done, 1 failed, 3 no daemon answers on the socket, 64 wrong usage, 78 wrong configuration.";
+Exit codes: 0 done, 1 failed, 2 degraded (health only), 3 no daemon answers on the socket, 64 wrong usage, 78 wrong configuration.";
 
 /// Serves a directory through either of two FUSE stacks, and swaps the stack under running programs.
 #[derive(Debug, Parser)]
@@ -76,6 +81,7 @@ enum Command {
     Serve(serve::Args),
     Status(status::Args),
     Switch(switch::Args),
+    Health(health::Args),
     Backends(backends::Args),
     Demo(demo::DemoArgs),
     EndServers(end_servers::Args),
@@ -83,6 +89,8 @@ enum Command {
     Man(packaging::Man),
     #[command(hide = true)]
     Server(server::Args),
+    #[command(hide = true)]
+    Probe(probe::Args),
     #[command(hide = true)]
     Load(load::LoadArgs),
 }
@@ -108,12 +116,14 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args, &global),
         Command::Status(args) => status::run(&args, &global),
         Command::Switch(args) => switch::run(&args, &global),
+        Command::Health(args) => health::run(&args, &global),
         Command::Backends(args) => backends::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::EndServers(args) => end_servers::run(&args, &global),
         Command::Completions(args) => packaging::complete(&args),
         Command::Man(args) => packaging::write_pages(&args),
         Command::Server(args) => server::run(&args, &global.log),
+        Command::Probe(args) => probe::run(&args),
         Command::Load(args) => load::run(args),
     }
 }
@@ -192,6 +202,15 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_manual_has_every_exit_code() {
+        let manual = include_str!("../../docs/reference/exit-codes.md");
+        let code = |line: &str| line.strip_prefix("| ")?.split_once(" |")?.0.parse().ok();
+        let codes: Vec<u8> = manual.lines().filter_map(code).collect();
+        let ours = [0, exit::FAILED, exit::DEGRADED, exit::NO_DAEMON, exit::USAGE, exit::CONFIGURATION];
+        assert_eq!(codes, ours);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use rustix::process::Signal;
 
@@ -48,6 +49,9 @@ pub struct Args {
     /// Stop when the program that started this one ends, however it ends
     #[arg(long, hide = true)]
     with_parent: bool,
+    /// Deadline of the prober, which asks through the mount once a second; 0s turns it off
+    #[arg(long, hide = true, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    probe_deadline: Option<Duration>,
     /// Reader threads of backend fuse2
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     threads: Option<u8>,
@@ -82,6 +86,9 @@ pub fn run(args: Args, global: &Global) -> ExitCode {
     };
     if let Some(threads) = args.threads {
         mount.io.threads = threads.into();
+    }
+    if let Some(deadline) = args.probe_deadline {
+        mount.deadlines.probe = deadline;
     }
     let daemon = config::Daemon {
         socket: global.socket(),

@@ -92,6 +92,10 @@ fn show(args: &Args, mut statuses: Vec<Status>) -> ExitCode {
         for reason in &mount.reasons {
             text += &format!("\n{}: {}", printable(&mount.name), printable(reason));
         }
+        // No fault, so not among the reasons; but healthy means less then.
+        if let ("not probed", Some(why)) = (mount.probe.state.as_str(), &mount.probe.reason) {
+            text += &format!("\n{}: not probed: {}", printable(&mount.name), printable(why));
+        }
         if args.mount.is_some() {
             text += &format!("\n\n{}", details(mount).trim_fmt());
         }

@@ -209,7 +209,7 @@ pub struct Deadlines {
     pub switch: Duration,
     /// For a busy mount to become free; then it is unmounted lazily.
     pub unmount: Duration,
-    /// For an answer to the prober, which asks through the mount; then the mount is unhealthy.
+    /// For an answer to the prober, which asks through the mount; then the mount is unhealthy. 0 turns the prober off.
     pub probe: Duration,
 }
 

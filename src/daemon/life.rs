@@ -16,6 +16,7 @@ use tokio::time::timeout;
 
 use super::keeper::{Keeper, Plan};
 use super::mount::{End, Facts, Phase, Request};
+use super::prober::Prober;
 use super::status::{Handle, Mounts};
 use super::{Refusal, leftover, preflight, process};
 use crate::api;
@@ -153,7 +154,7 @@ impl Life {
         let name = mount.name.clone();
         let (keeper, requests, facts) = Keeper::new(Arc::new(mount), plan, device);
         self.keepers.spawn(async { (name, keeper.run().await) });
-        Handle { facts, requests }
+        Handle { prober: Prober::start(facts.clone()), facts, requests }
     }
 
     /// Servers that an earlier daemon has left and nobody wants any more.
@@ -310,10 +311,17 @@ fn start_api(listening: &mut Listening, mounts: Mounts) -> Result<Api, Failure> 
 async fn announce(mounts: Vec<Handle>) {
     let mut served = Vec::new();
     let total = mounts.len();
-    for Handle { mut facts, .. } in mounts {
+    for Handle { mut facts, prober, .. } in mounts {
         let settled =
             |facts: &Facts| facts.greeting.is_some() || matches!(facts.phase, Phase::Ended(_) | Phase::Waiting(_));
-        let Ok(facts) = facts.wait_for(settled).await else { continue };
+        if facts.wait_for(settled).await.is_err() {
+            continue;
+        }
+        let facts = facts.borrow().clone();
+        if facts.greeting.is_some() {
+            // Served is what answers; or what does not, and is reported.
+            prober.first_answer().await;
+        }
         if let Some(greeting) = &facts.greeting {
             served.push(format!(
                 "{} at {} by {} ({}, protocol 7.{})",

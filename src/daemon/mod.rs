@@ -8,6 +8,7 @@ pub mod leftover;
 mod life;
 pub mod mount;
 mod preflight;
+pub mod prober;
 pub mod process;
 mod running;
 mod status;

@@ -113,7 +113,7 @@ fn on_fuse(path: &Path, mounts: &[Mounted]) -> bool {
 
 /// The path as mountinfo would show it: links above the last component are followed, as long as nothing on the way is a
 /// FUSE mount; the last one, which may be a dead mount, is not looked at.
-fn settled(path: &Path, mounts: &[Mounted]) -> PathBuf {
+pub(super) fn settled(path: &Path, mounts: &[Mounted]) -> PathBuf {
     let path = normalised(path);
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return path };
     if on_fuse(parent, mounts) {

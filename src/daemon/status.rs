@@ -8,6 +8,7 @@ use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::mount::{End, Facts, Phase, Request};
+use super::prober::{Probed, Prober};
 use crate::api::model::{BackendStatus, Daemon, Health, MountStatus, SCHEMA, Status, SwitchAnswer};
 use crate::api::{Control, ControlError};
 use crate::config::Backend;
@@ -28,6 +29,8 @@ struct Inner {
 pub struct Handle {
     /// What its keeper knows.
     pub facts: watch::Receiver<Facts>,
+    /// What asks through it.
+    pub prober: Prober,
     /// Where its keeper takes requests.
     pub requests: mpsc::Sender<Request>,
 }
@@ -101,7 +104,8 @@ impl Handle {
         let backends: Vec<_> = Backend::ALL.into_iter().map(|backend| backend_status(backend, &facts)).collect();
         let heartbeat = ledger.map_or_else(coarse_now, |ledger| ledger.heartbeat());
         let silence = Duration::from_nanos(coarse_now().saturating_sub(heartbeat));
-        let (health, reasons) = judge(&facts, silence, stable, active, &backends);
+        let probed = self.prober.probed();
+        let (health, reasons) = judge(&facts, silence, &probed, stable, active, &backends);
         MountStatus {
             name: facts.mount.name.clone(),
             source: facts.mount.source.clone(),
@@ -118,6 +122,7 @@ impl Handle {
             in_flight: in_flight.len(),
             oldest_in_flight_seconds: oldest.as_secs_f64(),
             last_switch: facts.last_switch,
+            probe: probed.status(),
             backends,
         }
     }
@@ -156,6 +161,7 @@ const OPERATOR: &str = "operator";
 fn judge(
     facts: &Facts,
     silence: Duration,
+    probed: &Probed,
     stable: Backend,
     active: Option<Backend>,
     backends: &[BackendStatus],
@@ -179,6 +185,11 @@ fn judge(
         (Phase::Serving | Phase::Switching, _) => {}
     }
     let mut reasons = Vec::new();
+    match probed.verdict() {
+        Some((Health::Unhealthy, why)) => return unhealthy(why),
+        Some((_, why)) => reasons.push(why),
+        None => {}
+    }
     let why = facts.last_switch.as_ref().map_or("since the start", |last| last.reason.as_str());
     // What an operator wants is no fault.
     if let Some(active) = active.filter(|active| *active != stable && why != OPERATOR) {

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,7 @@ pub struct Builder {
     backend: Backend,
     way: Way,
     limit: Duration,
+    source: Option<PathBuf>,
     arguments: Vec<String>,
 }
 
@@ -43,6 +44,23 @@ impl Builder {
     /// Refuses writing.
     pub fn read_only(mut self) -> Self {
         self.arguments.push("--read-only".into());
+        self
+    }
+
+    /// Gives the prober less time than five seconds.
+    pub fn probe_deadline(mut self, deadline: Duration) -> Self {
+        self.arguments.push(format!("--probe-deadline={}ms", deadline.as_millis()));
+        self
+    }
+
+    /// Nobody asks through the mount but the test.
+    pub fn without_prober(self) -> Self {
+        self.probe_deadline(Duration::ZERO)
+    }
+
+    /// Serves another directory than the sandbox's.
+    pub fn source(mut self, source: &Path) -> Self {
+        self.source = Some(source.into());
         self
     }
 
@@ -78,7 +96,8 @@ impl Builder {
     fn serve(&self, sandbox: &Sandbox) -> Command {
         let mut command = sandbox.program();
         command.args(["serve", "--name", "default", "--backend", self.backend.name()]);
-        command.arg("--source").arg(sandbox.source()).arg("--socket").arg(sandbox.socket()).args(&self.arguments);
+        command.arg("--source").arg(self.source.clone().unwrap_or_else(|| sandbox.source()));
+        command.arg("--socket").arg(sandbox.socket()).args(&self.arguments);
         command
     }
 }
@@ -110,7 +129,7 @@ pub struct Switched {
 impl Mount {
     /// What it is to be like; `start` makes it.
     pub fn builder(backend: Backend, way: Way) -> Builder {
-        Builder { backend, way, limit: TEST_LIMIT, arguments: Vec::new() }
+        Builder { backend, way, limit: TEST_LIMIT, source: None, arguments: Vec::new() }
     }
 
     fn spawn(sandbox: Sandbox, mut command: Command, again: Builder) -> Self {
