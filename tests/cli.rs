@@ -31,7 +31,7 @@ fn serve(folder: &Path, source: &str, mountpoint: &str) -> (i32, String, String)
 #[case(&["serve", "--help"], "Examples:")]
 #[case(&["status", "--help"], "Examples:")]
 #[case(&["switch", "--help"], "Examples:")]
-#[case(&["backends", "--help"], "Example:")]
+#[case(&["backends", "--help"], "Examples:")]
 #[case(&["check-config", "--help"], "Exit codes: 0 good, 78 not")]
 #[case(&["config", "--help"], "Examples:")]
 #[case(&["--version"], concat!("lighthouse-fs ", env!("CARGO_PKG_VERSION")))]
@@ -54,6 +54,7 @@ fn help_is_an_answer(#[case] arguments: &[&str], #[case] expected: &str) {
 #[case(&["check-config"], "<FILE>")]
 #[case(&["switch", "default", "fuse4"], "use fuse2 or fuse3")]
 #[case(&["status", "--log-level", "fuse3=loud"], "use error, warn, info")]
+#[case(&["status", "--log-level", "loud"], "use error, warn, info, debug, trace, off, or a filter")]
 #[case(&["status", "--log-format", "xml"], "text, json")]
 #[case(&["server"], "started by `serve` only")]
 fn wrong_usage_is_64(#[case] arguments: &[&str], #[case] expected: &str) {

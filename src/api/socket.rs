@@ -1,11 +1,13 @@
 //! Where daemons listen, and how one takes its place there.
 
 use std::fs::{self, DirBuilder, File, Permissions};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -17,6 +19,10 @@ use rustix::fs::{FlockOperation, Mode, flock};
 const NAME: &str = "control.sock";
 /// Folder of the service, run by root.
 const SERVICE: &str = "/run/lighthouse-fs";
+/// Folder, beside a user's own socket, of the sockets of mounts that `mount(8)` made.
+const MOUNTS: &str = "mounts";
+/// Longest path that a socket can have: `sun_path` in unix(7), without its end.
+const LONGEST: usize = 107;
 /// For a daemon that takes its place in the same folder at the same moment.
 const DEADLINE: Duration = Duration::from_secs(3);
 
@@ -97,11 +103,63 @@ fn own_folder(uid: u32) -> PathBuf {
     format!("/tmp/lighthouse-fs-{uid}").into()
 }
 
-/// Places of all daemons that this user might ask: the own one and the service's; for root, everybody's. Nothing below
+/// Where the daemon behind a mount of `mount(8)` listens: the mount point, as `systemd-escape --path` writes it, in a folder
+/// of this user.
+#[must_use]
+pub fn of_mount(mountpoint: &Path, name: &str) -> PathBuf {
+    within(&mounts_folder(), mountpoint, name)
+}
+
+fn mounts_folder() -> PathBuf {
+    default_path().with_file_name(MOUNTS)
+}
+
+fn within(folder: &Path, mountpoint: &Path, name: &str) -> PathBuf {
+    let mut place = escaped(mountpoint);
+    // The longest path is that of the mount's server.
+    let around = server(&folder.join("x.sock"), name).as_os_str().len() - "x".len();
+    let room = LONGEST.saturating_sub(around);
+    // What does not fit is told apart by a hash, as in systemd's unit names.
+    if place.len() > room {
+        let mut hasher = DefaultHasher::new();
+        mountpoint.hash(&mut hasher);
+        let hash = format!("_{:016x}", hasher.finish());
+        place.truncate(room.saturating_sub(hash.len()));
+        place += &hash;
+    }
+    folder.join(place + ".sock")
+}
+
+/// "String escaping for inclusion in unit names" of systemd.unit(5), for paths.
+fn escaped(path: &Path) -> String {
+    let normal = path.components().filter_map(|component| match component {
+        Component::Normal(name) => Some(name.as_bytes()),
+        _ => None,
+    });
+    let mut name = String::new();
+    for component in normal {
+        if !name.is_empty() {
+            name.push('-');
+        }
+        for byte in component {
+            match byte {
+                b'.' if name.is_empty() => name.push_str("\\x2e"),
+                b':' | b'_' | b'.' => name.push(char::from(*byte)),
+                _ if byte.is_ascii_alphanumeric() => name.push(char::from(*byte)),
+                _ => name.push_str(&format!("\\x{byte:02x}")),
+            }
+        }
+    }
+    if name.is_empty() { "-".into() } else { name }
+}
+
+/// Places of all daemons that this user might ask: the own ones and the service's; for root, everybody's. Nothing below
 /// another user's folder is touched, which could be a mount that hangs.
 #[must_use]
 pub fn known() -> Vec<PathBuf> {
     let mut paths = vec![default_path(), Path::new(SERVICE).join(NAME)];
+    let mounts = fs::read_dir(mounts_folder()).into_iter().flatten().flatten().map(|entry| entry.path());
+    paths.extend(mounts.filter(|path| path.extension().is_some_and(|extension| extension == "sock")));
     if rustix::process::geteuid().is_root() {
         let of_users = |folder: &str| fs::read_dir(folder).into_iter().flatten().flatten();
         paths.extend(of_users("/run/user").map(|entry| entry.path().join("lighthouse-fs").join(NAME)));
@@ -201,14 +259,23 @@ fn is_socket(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|metadata| metadata.file_type().is_socket())
 }
 
-/// Makes the socket's folder. The one in /tmp, where everybody may write, is made and checked with care.
-fn make_folder(folder: &Path) -> Result<(), ListenError> {
+/// Makes a socket's folder. The one in /tmp, where everybody may write, is made and checked with care.
+///
+/// # Errors
+/// When it cannot be made, or is not this user's alone.
+pub fn make_folder(folder: &Path) -> Result<(), ListenError> {
     let failed = |source| ListenError::Failed { action: "placed", path: folder.into(), source };
     let uid = rustix::process::geteuid().as_raw();
-    if folder != own_folder(uid) {
-        return DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(failed);
+    let own = own_folder(uid);
+    if folder.starts_with(&own) {
+        match DirBuilder::new().mode(0o700).create(&own) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
+            _ => {}
+        }
+        check_owner(&own, uid)?;
+        fs::set_permissions(&own, Permissions::from_mode(0o700)).map_err(failed)?;
     }
-    make_private(folder)
+    DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(failed)
 }
 
 fn check_owner(folder: &Path, uid: u32) -> Result<(), ListenError> {
@@ -247,6 +314,26 @@ mod tests {
     #[case(1000, None, "/tmp/lighthouse-fs-1000/control.sock")]
     fn everybody_has_a_place(#[case] uid: u32, #[case] runtime: Option<&str>, #[case] expected: &str) {
         assert_eq!(place(uid, runtime.map(PathBuf::from)), Path::new(expected));
+    }
+
+    #[rstest]
+    #[case("/mnt/projects", "mnt-projects")]
+    #[case("/mnt//my projects/", r"mnt-my\x20projects")]
+    #[case("/.hidden/a-b_c.d:e", r"\x2ehidden-a\x2db_c.d:e")]
+    #[case("/é", r"\xc3\xa9")]
+    #[case("/", "-")]
+    fn mount_points_are_escaped_as_systemd_does(#[case] mountpoint: &str, #[case] expected: &str) {
+        assert_eq!(escaped(Path::new(mountpoint)), expected);
+    }
+
+    #[test]
+    fn long_mount_points_have_sockets_of_their_own() {
+        let folder = Path::new("/run/lighthouse-fs/mounts");
+        let place = |last: &str| within(folder, &Path::new(&"/long".repeat(40)).join(last), "long");
+        let (one, other) = (place("one"), place("other"));
+        assert_eq!(server(&one, "long").as_os_str().len(), LONGEST);
+        assert_ne!(one, other);
+        assert_eq!(within(folder, Path::new("/mnt"), "mnt"), folder.join("mnt.sock"));
     }
 
     #[test]

@@ -15,9 +15,13 @@ use crate::connection::helper::{self, Found, NotFound};
 
 const DEVICE: &str = "/dev/fuse";
 
+const EXAMPLES: &str = "Examples:
+  lighthouse-fs backends
+  lighthouse-fs backends --json | jq '.backends[] | select(.works | not) | .remedy'";
+
 /// Show which backends and mount helpers work on this machine
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  lighthouse-fs backends --json | jq '.backends[] | select(.works | not) | .remedy'")]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Answer in JSON
     #[arg(long)]

@@ -8,10 +8,17 @@ use super::status::plain;
 use super::{Global, fail_loading, printable, say, say_json, sources};
 use crate::config::{self, Loaded, Shown};
 
+const EXAMPLE: &str = "Examples:
+  lighthouse-fs config example > lighthouse-fs.toml";
+
+const SHOW: &str = "Examples:
+  lighthouse-fs config show --config lighthouse-fs.toml
+  LIGHTHOUSE_PROJECT_PATH=/srv LIGHTHOUSE_MOUNT_POINT=/mnt lighthouse-fs config show
+  lighthouse-fs config show --config lighthouse-fs.toml --json | jq '.values[] | select(.from == \"environment\")'";
+
 const EXAMPLES: &str = "Examples:
   lighthouse-fs config example > lighthouse-fs.toml
-  lighthouse-fs config show --config lighthouse-fs.toml
-  lighthouse-fs config show --config lighthouse-fs.toml --json | jq '.values[] | select(.from == \"environment\")'";
+  lighthouse-fs config show --config lighthouse-fs.toml";
 
 /// Show an example of a configuration file, or what is in force
 #[derive(Debug, clap::Args)]
@@ -24,11 +31,13 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     /// Print a configuration file with every key, its description and its default
+    #[command(after_help = EXAMPLE)]
     Example,
     /// Print the reference of all keys, in Markdown
     #[command(hide = true)]
     Reference,
     /// Show every value that `serve` would use with the same options, and where it comes from
+    #[command(after_help = SHOW)]
     Show(Box<Show>),
 }
 

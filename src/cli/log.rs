@@ -1,8 +1,13 @@
-//! The log on standard error.
+//! The log on standard error: text or JSON, or entries of the journal where standard error leads there.
+
+use std::os::fd::AsFd;
+use std::str::FromStr;
 
 use clap::builder::PossibleValuesParser;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::reload::Handle;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::reload::{self, Handle};
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry, fmt};
 
 use super::flag;
 use crate::config::LogFormat;
@@ -14,12 +19,13 @@ const QUIET: &str = "fuse3=warn,fuser=info";
 /// Options of the log; for a daemon, flags over its configuration.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// What is logged: error, warn, info, debug or trace, or a filter such as `info,lighthouse_fs::daemon=debug` [default:
-    /// info]
+    /// What is logged: error, warn, info, debug, trace or off, or a filter such as `info,lighthouse_fs::daemon=debug`
+    /// [default: info]
     #[arg(id = "log_level", long = "log-level", global = true, value_name = "LEVEL", value_parser = flag("daemon.log_level"))]
     pub level: Option<String>,
-    /// How the log is written [default: text]
-    #[arg(id = "log_format", long = "log-format", global = true, value_name = "FORMAT", value_parser = PossibleValuesParser::new(["text", "json"]))]
+    /// How the log is written: text, for people, or as entries of the journal if standard error leads there; or json, one
+    /// object a line [default: text]
+    #[arg(id = "log_format", long = "log-format", global = true, value_name = "FORMAT", hide_possible_values = true, value_parser = PossibleValuesParser::new(["text", "json"]))]
     pub format: Option<String>,
 }
 
@@ -41,28 +47,27 @@ pub type SetLevel = Box<dyn Fn(&str) + Send + Sync>;
 
 /// Starts the log. Writes from the thread that logs: no thread of its own, which a serving process must not have yet.
 pub fn start(level: &str, format: LogFormat) -> SetLevel {
+    let (filter, handle) = reload::Layer::new(checked(level));
+    let log = tracing_subscriber::registry().with(filter);
     // A log that nobody takes is no reason to panic, which is what reporting it on standard error would do.
-    let log = tracing_subscriber::fmt()
+    let lines = fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none())
         .log_internal_errors(false);
     match format {
-        LogFormat::Text => {
-            let log = log.with_target(false).with_env_filter(checked(level)).with_filter_reloading();
-            let level = log.reload_handle();
-            log.init();
-            set_level(level)
+        LogFormat::Text if leads_to_journal(std::env::var("JOURNAL_STREAM").ok().as_deref(), std::io::stderr()) => {
+            // A stream to the journal without a journal behind it is one more place for lines.
+            let journal = tracing_journald::layer().ok().map(|it| it.with_syslog_identifier("lighthouse-fs".into()));
+            let lines = journal.is_none().then(|| lines.with_target(false));
+            log.with(lines).with(journal).init();
         }
-        LogFormat::Json => {
-            let log = log.json().flatten_event(true).with_env_filter(checked(level)).with_filter_reloading();
-            let level = log.reload_handle();
-            log.init();
-            set_level(level)
-        }
+        LogFormat::Text => log.with(lines.with_target(false)).init(),
+        LogFormat::Json => log.with(lines.json().flatten_event(true).boxed()).init(),
     }
+    set_level(handle)
 }
 
-fn set_level<S: 'static>(handle: Handle<EnvFilter, S>) -> SetLevel {
+fn set_level(handle: Handle<EnvFilter, Registry>) -> SetLevel {
     Box::new(move |level| {
         if let Err(error) = handle.reload(checked(level)) {
             tracing::error!(%error, "the log level cannot be changed");
@@ -75,6 +80,17 @@ fn checked(level: &str) -> EnvFilter {
     EnvFilter::builder().parse(format!("{QUIET},{level}")).unwrap_or_else(|_| EnvFilter::new(QUIET))
 }
 
+/// Whether the stream that JOURNAL_STREAM names, by device and inode number, is this one: a process may have inherited the
+/// variable and no longer the stream (systemd.exec(5)).
+fn leads_to_journal(named: Option<&str>, stream: impl AsFd) -> bool {
+    let numbers = named.and_then(|named| named.split_once(':'));
+    let Some((Ok(device), Ok(inode))) = numbers.map(|(device, inode)| (u64::from_str(device), u64::from_str(inode)))
+    else {
+        return false;
+    };
+    rustix::fs::fstat(stream).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (device, inode))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,8 +98,12 @@ mod tests {
 
     #[rstest]
     #[case("info", true)]
+    #[case("off", true)]
     #[case("debug,fuse3=trace", true)]
-    #[case("loud", true)] // a target of that name, as in RUST_LOG
+    #[case("lighthouse_fs::daemon=debug", true)]
+    #[case("info,[request]=trace", true)]
+    #[case("loud", false)]
+    #[case("info,loud", false)]
     #[case("", false)]
     #[case("fuse3=loud", false)]
     fn levels_are_checked(#[case] level: &str, #[case] good: bool) {
@@ -92,9 +112,9 @@ mod tests {
 
     #[test]
     fn the_level_can_be_changed() {
-        let log = tracing_subscriber::fmt().with_env_filter(checked("info")).with_filter_reloading();
-        let set_level = set_level(log.reload_handle());
-        tracing::subscriber::with_default(log.finish(), || {
+        let (filter, handle) = reload::Layer::new(checked("info"));
+        let set_level = set_level(handle);
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(filter), || {
             assert!(!tracing::enabled!(tracing::Level::DEBUG));
             set_level("debug");
             assert!(tracing::enabled!(tracing::Level::DEBUG));
@@ -104,5 +124,16 @@ mod tests {
     #[test]
     fn another_run_logs_alike() {
         assert_eq!(arguments("debug", LogFormat::Json), ["--log-level=debug", "--log-format=json"]);
+    }
+
+    #[test]
+    fn the_journal_is_known_by_its_numbers() {
+        let (stream, other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let stat = rustix::fs::fstat(&stream).unwrap();
+        let named = format!("{}:{}", stat.st_dev, stat.st_ino);
+        assert!(leads_to_journal(Some(&named), &stream));
+        assert!(!leads_to_journal(Some(&named), &other), "inherited the variable and not the stream");
+        assert!(!leads_to_journal(Some("8:"), &stream));
+        assert!(!leads_to_journal(None, &stream));
     }
 }

@@ -9,6 +9,8 @@ mod health;
 mod init;
 mod load;
 mod log;
+mod mount8;
+mod packaging;
 mod probe;
 mod serve;
 mod server;
@@ -63,6 +65,7 @@ pub struct Cli {
 
 /// Options of every subcommand.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Options of every subcommand")]
 struct Global {
     /// Control socket: where `serve` listens, and where the others ask [default: /run/lighthouse-fs/control.sock for
     /// root, else $XDG_RUNTIME_DIR/lighthouse-fs/control.sock or /tmp/lighthouse-fs-UID/control.sock]
@@ -89,6 +92,8 @@ enum Command {
     Config(config::Args),
     Demo(demo::DemoArgs),
     EndServers(end_servers::Args),
+    Completions(packaging::Completions),
+    Man(packaging::Man),
     #[command(hide = true)]
     Server(server::Args),
     #[command(hide = true)]
@@ -100,9 +105,12 @@ enum Command {
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
+    if let Some(code) = mount8::main() {
+        return code;
+    }
     let Cli { global, command } = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(answer) => return explain(&answer),
+        Err(answer) => return explain(&answer, exit::USAGE),
     };
     if matches!(command, Command::Serve(_)) && init::is_needed() {
         return init::run();
@@ -123,17 +131,19 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::EndServers(args) => end_servers::run(&args, &global),
         Command::Server(args) => server::run(&args, &global),
+        Command::Completions(args) => packaging::complete(&args),
+        Command::Man(args) => packaging::write_pages(&args),
         Command::Probe(args) => probe::run(&args),
         Command::Load(args) => load::run(args),
     }
 }
 
 /// Help and version are answers; everything else is wrong usage, for which clap has a code of its own.
-fn explain(answer: &clap::Error) -> ExitCode {
+fn explain(answer: &clap::Error, usage: u8) -> ExitCode {
     match answer.print() {
         // Nobody reads on, as in `lighthouse-fs --help | head -1`.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::from(exit::FAILED),
-        _ if answer.use_stderr() => ExitCode::from(exit::USAGE),
+        _ if answer.use_stderr() => ExitCode::from(usage),
         _ => ExitCode::SUCCESS,
     }
 }

@@ -14,11 +14,11 @@ pub struct Args {
     device: bool,
 }
 
-/// Serves until told to stop.
+/// Serves until told to stop. To be called before anything is opened, the log too: it may be a socket.
 pub fn run(args: &Args, global: &Global) -> ExitCode {
-    let set_log_level = global.log.start();
     match process::inherited(args.device) {
         Ok(Inherited { line, ledger, shared, device }) => {
+            let set_log_level = global.log.start();
             server::run(line, ledger, shared, device, set_log_level).into()
         }
         Err(error) => fail(exit::USAGE, error),

@@ -13,6 +13,8 @@ use tracing_subscriber::EnvFilter;
 use super::problem::{Wrong, quoted};
 use super::{Backend, BackendChoice, Helper, LogFormat, check_mount_name};
 
+const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
+
 /// Where a `V` stands in a `T`.
 pub(super) type At<T, V> = fn(&mut T) -> &mut V;
 
@@ -69,7 +71,7 @@ impl<T> Kind<T> {
             Self::Name(_) => "letters, digits, `-`, `_`, `.`, up to 64; neither `-` nor `.` first".into(),
             Self::Group(_) => "name of a group".into(),
             Self::Filter(_) => {
-                "error, warn, info, debug, trace, or a filter such as `info,lighthouse_fs::daemon=debug`".into()
+                "error, warn, info, debug, trace, off, or a filter such as `info,lighthouse_fs::daemon=debug`".into()
             }
             Self::LogFormat(_) => "text or json".into(),
             Self::Backend(_) => "auto, fuse2 or fuse3".into(),
@@ -100,7 +102,9 @@ impl<T> Kind<T> {
                 *at(target) = Some(text.to_owned());
             }
             Self::Filter(at) => {
-                if text.is_empty() || EnvFilter::builder().parse(text).is_err() {
+                // A bare word that is no level would be the name of a target, and a slip of the pen silence the log.
+                let is_meant = |part: &str| part.contains(['=', '[']) || LEVELS.contains(&part);
+                if !text.split(',').all(is_meant) || EnvFilter::builder().parse(text).is_err() {
                     return Err(self.refuse(text, "is no log level"));
                 }
                 text.clone_into(at(target));

@@ -371,8 +371,11 @@ async fn announce(mounts: Vec<Handle>) {
 
 /// Tells systemd, if that is who has started the daemon (`sd_notify(3)`).
 fn tell_systemd(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, "systemd cannot be told");
+    match sd_notify::notify(state) {
+        // mount(8)'s helper, which wanted to know of the start alone.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => tracing::debug!("nobody is there to be told"),
+        Err(error) => tracing::warn!(%error, "systemd cannot be told"),
+        Ok(()) => {}
     }
 }
 

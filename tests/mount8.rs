@@ -1,0 +1,428 @@
+//! `mount.lighthouse-fs`: mounting as mount(8) and fstab do.
+
+mod support;
+
+use std::fs;
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::symlink;
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use procfs::process::{FDTarget, Process};
+use rstest::rstest;
+use support::{
+    Backend, COMMAND_LIMIT, PROGRAM, ROOT_DIRECT, ROOT_FUSERMOUNT3, Sandbox, USER_FUSERMOUNT3, User, Way, processes_of,
+    require_root, run_as, skip, unless_skipped, wait_for,
+};
+
+const TEST_LIMIT: Duration = Duration::from_secs(60);
+/// Where mount(8) looks for helpers.
+const HELPER: &str = "/sbin/mount.lighthouse-fs";
+
+fn sandbox(user: User) -> Sandbox {
+    Sandbox::new(user, TEST_LIMIT)
+}
+
+fn text(path: &Path) -> String {
+    path.to_str().unwrap().to_owned()
+}
+
+/// The helper as mount(8) calls it, on the sandbox's source and mount point.
+fn helper(sandbox: &Sandbox, options: &str) -> Command {
+    let mut command = sandbox.program();
+    command.arg0(HELPER).args([sandbox.source(), sandbox.mountpoint()]).args(["-o", options]);
+    command
+}
+
+/// Options by which nothing of the test lies outside of its folder, which root's control socket would by default, and an
+/// ordinary user's mount needs one helper only, whatever the backends of this build.
+fn inside(sandbox: &Sandbox, options: &str) -> String {
+    let helper = if sandbox.user() == User::Root { "auto" } else { "fusermount3" };
+    format!("helper={helper},{options},socket={}", text(&sandbox.socket()))
+}
+
+/// Runs a command to its end. Would the daemon keep one of its outputs open, this would not end.
+fn run(command: Command) -> (i32, String, String) {
+    let Output { status, stdout, stderr } =
+        assert_cmd::Command::from_std(command).timeout(COMMAND_LIMIT).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code().expect("an end in time"), text(stdout), text(stderr))
+}
+
+#[track_caller]
+fn assert_silent_success(command: Command) {
+    assert_eq!(run(command), (0, String::new(), String::new()));
+}
+
+fn mount(sandbox: &Sandbox, options: &str) {
+    assert_silent_success(helper(sandbox, &inside(sandbox, options)));
+}
+
+/// Ends the mount as its user does, and asserts that the daemon goes with it.
+fn unmount(sandbox: &Sandbox) {
+    let program = if sandbox.user().is_another() { "fusermount3" } else { "umount" };
+    let mut command = sandbox.client(program);
+    if program == "fusermount3" {
+        command.arg("-u");
+    }
+    command.arg(sandbox.mountpoint());
+    let unmounted = sandbox.user().act(|| run(command));
+    assert_eq!(unmounted, (0, String::new(), String::new()));
+    sandbox.assert_nothing_left();
+    assert!(!sandbox.socket().exists(), "the control socket stays behind");
+}
+
+/// The daemon, among the test's processes.
+fn daemon(sandbox: &Sandbox) -> Process {
+    let is_daemon =
+        |process: &Process| process.cmdline().is_ok_and(|line| line.iter().any(|word| word == "--foreground"));
+    let mut daemons: Vec<_> = processes_of(sandbox.path()).into_iter().filter(is_daemon).collect();
+    assert_eq!(daemons.len(), 1, "one daemon");
+    daemons.remove(0)
+}
+
+#[rstest]
+fn the_daemon_is_left_behind(#[values(ROOT_DIRECT, USER_FUSERMOUNT3)] way: Way) {
+    unless_skipped(way.possible(), || {
+        let sandbox = sandbox(way.user);
+        mount(&sandbox, "rw");
+        // As soon as the helper has returned.
+        sandbox.user().act(|| fs::write(sandbox.mountpoint().join("file"), "content").unwrap());
+        assert_eq!(fs::read_to_string(sandbox.source().join("file")).unwrap(), "content");
+
+        let daemon = daemon(&sandbox);
+        let stat = daemon.stat().unwrap();
+        assert_eq!(stat.session, daemon.pid, "a session of its own");
+        assert_eq!(daemon.cwd().unwrap(), Path::new("/"), "it keeps no folder busy");
+        for number in 0..3 {
+            match daemon.fd_from_fd(number).unwrap().target {
+                FDTarget::Path(path) => assert_eq!(path, Path::new("/dev/null")),
+                // The journal.
+                FDTarget::Socket(_) => assert_eq!(number, 2),
+                other => panic!("descriptor {number} is {other:?}"),
+            }
+        }
+        unmount(&sandbox);
+        let left = fs::read_dir(sandbox.path().join("run")).unwrap().count();
+        assert_eq!(left, 0, "nothing stays in the folder of the control socket");
+    });
+}
+
+#[test]
+fn the_socket_is_named_after_the_mount_point() {
+    unless_skipped(USER_FUSERMOUNT3.possible(), || {
+        let sandbox = sandbox(User::Ordinary);
+        if !sandbox.user().is_another() {
+            return skip("needs root, to be another user");
+        }
+        assert_silent_success(helper(&sandbox, "rw,helper=fusermount3"));
+        let name = text(&sandbox.mountpoint()).trim_start_matches('/').replace('-', r"\x2d").replace('/', "-");
+        let sockets = || {
+            let entries = fs::read_dir(sandbox.path().join("run/lighthouse-fs/mounts")).unwrap();
+            let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            names.filter(|name| name.ends_with(".sock")).collect::<Vec<_>>()
+        };
+        // In a deep folder its end is a hash.
+        let [socket] = &sockets()[..] else { panic!("one socket: {:?}", sockets()) };
+        assert!(socket.starts_with(&name[..12]), "{socket} is not of {name}");
+        // It is found without being named, and the mount has a name of its own.
+        let status = sandbox.run(["status", "mountpoint", "--json"]);
+        assert!(status.status.success(), "{status:?}");
+        unmount(&sandbox);
+        let left = fs::read_dir(sandbox.path().join("run/lighthouse-fs/mounts")).unwrap().count();
+        assert_eq!(left, 0, "neither a socket nor a folder stays");
+    });
+}
+
+#[test]
+fn ro_and_noexec_have_their_effect() {
+    unless_skipped(Way::any().possible(), || {
+        let sandbox = sandbox(Way::any().user);
+        fs::write(sandbox.source().join("file"), "content").unwrap();
+        mount(&sandbox, "ro,noexec,nosuid,nodev");
+        let path = sandbox.mountpoint().join("file");
+        sandbox.user().act(|| {
+            assert_eq!(fs::read_to_string(&path).unwrap(), "content");
+            assert_eq!(fs::write(&path, "other").unwrap_err().kind(), ErrorKind::ReadOnlyFilesystem);
+        });
+        let options = sandbox.mounts()[0].options.clone();
+        for expected in ["noexec", "nosuid", "nodev"] {
+            assert!(options.contains(expected), "{expected} is missing in {options}");
+        }
+        unmount(&sandbox);
+    });
+}
+
+#[rstest]
+#[case("rw", false)]
+#[case("rw,allow_other", true)]
+fn another_user_sees_it_with_allow_other(#[case] options: &str, #[case] admitted: bool) {
+    unless_skipped(require_root(), || {
+        let sandbox = sandbox(User::Root);
+        fs::write(sandbox.source().join("file"), "content").unwrap();
+        mount(&sandbox, options);
+        let seen = run_as(60001, 60001, || fs::read_to_string(sandbox.mountpoint().join("file")));
+        match (admitted, seen) {
+            (true, seen) => assert_eq!(seen.unwrap(), "content"),
+            (false, seen) => assert_eq!(seen.unwrap_err().kind(), ErrorKind::PermissionDenied),
+        }
+        unmount(&sandbox);
+    });
+}
+
+#[test]
+fn the_backend_and_the_name_are_options() {
+    unless_skipped(Way::any().possible(), || {
+        let backend = Backend::ALL.into_iter().find(|backend| backend.is_built_in()).unwrap();
+        let sandbox = sandbox(Way::any().user);
+        mount(&sandbox, &format!("backend={backend},name=other,nofallback,log_level=\"debug,fuse3=warn\""));
+        let status = sandbox.run(["status", "other", "--json", "--socket", &text(&sandbox.socket())]);
+        let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+        assert!(status["mounts"][0]["active"][backend.name()].is_number(), "{status}");
+        unmount(&sandbox);
+    });
+}
+
+#[rstest]
+#[case(&["-o", "color=blue"], 1, "unknown option \"color=blue\"")]
+#[case(&["-o", "ro", "-o", "backend=fuse4"], 1, "use auto, fuse2 or fuse3")]
+#[case(&["-x"], 1, "-x")]
+#[case(&["third"], 1, "third")]
+#[case(&["-o", "remount,ro"], 32, "cannot be changed")]
+#[case(&["-o", "color=blue", "-f"], 1, "unknown option")]
+#[case(&["-f", "-v", "-n", "-o", "ro"], 0, "")]
+#[case(&["-s", "-f", "-t", "fuse.lighthouse-fs", "-o", "color=blue"], 0, "")]
+fn nothing_is_mounted_after_wrong_usage(#[case] arguments: &[&str], #[case] expected: i32, #[case] why: &str) {
+    let sandbox = sandbox(Way::any().user);
+    for name in [HELPER, "mount.fuse.lighthouse-fs"] {
+        let mut command = sandbox.program();
+        command.arg0(name).args([sandbox.source(), sandbox.mountpoint()]).args(arguments);
+        let (code, answer, errors) = run(command);
+        assert_eq!((code, answer.as_str()), (expected, ""), "{errors}");
+        assert!(errors.contains(why), "{errors}");
+        sandbox.assert_nothing_left();
+    }
+}
+
+#[test]
+fn the_daemons_error_is_passed_on_with_32() {
+    unless_skipped(Way::any().possible(), || {
+        let sandbox = sandbox(Way::any().user);
+        let fail = |source: PathBuf, mountpoint: PathBuf| {
+            let mut command = sandbox.program();
+            command.arg0(HELPER).args([source, mountpoint]).args(["-o", &inside(&sandbox, "rw")]);
+            let (code, answer, errors) = run(command);
+            assert_eq!((code, answer.as_str()), (32, ""), "{errors}");
+            errors
+        };
+        let missing = sandbox.path().join("missing");
+        assert!(fail(missing.clone(), sandbox.mountpoint()).contains("missing does not exist: make it"));
+        assert!(fail(sandbox.source(), missing).contains("the mount point"));
+        assert!(fail(sandbox.source(), sandbox.source()).contains("lie in each other"));
+        sandbox.assert_nothing_left();
+        mount(&sandbox, "rw");
+        fail(sandbox.source(), sandbox.mountpoint());
+        unmount(&sandbox);
+    });
+}
+
+#[test]
+fn umount_ends_the_daemon_with_0() {
+    unless_skipped(require_root(), || {
+        let sandbox = sandbox(User::Root);
+        let manager = UnixDatagram::bind(sandbox.path().join("notify")).unwrap();
+        manager.set_read_timeout(Some(COMMAND_LIMIT)).unwrap();
+        let mut command = helper(&sandbox, &inside(&sandbox, "rw"));
+        command.arg("--foreground").env("NOTIFY_SOCKET", sandbox.path().join("notify")).stdout(Stdio::null());
+        let mut daemon = command.spawn().unwrap();
+        let mut message = [0; 256];
+        let length = manager.recv(&mut message).unwrap();
+        assert!(message[..length].starts_with(b"READY=1\n"), "the first news");
+        assert_eq!(sandbox.mounts().len(), 1);
+        unmount(&sandbox);
+        let status = wait_for("the daemon to end", COMMAND_LIMIT, || daemon.try_wait().unwrap());
+        assert!(status.success(), "{status}");
+    });
+}
+
+/// A journal of the test's own stands where journald would, in a mount namespace that nobody else is in.
+#[test]
+fn the_daemon_logs_to_the_journal() {
+    unless_skipped(require_root(), || {
+        let sandbox = sandbox(User::Root);
+        let [lines, entries] = ["stdout", "socket"].map(|name| sandbox.path().join(name));
+        let stream = UnixListener::bind(&lines).unwrap();
+        let journal = UnixDatagram::bind(&entries).unwrap();
+        journal.set_read_timeout(Some(COMMAND_LIMIT)).unwrap();
+        let script = "mount -t tmpfs none /run && mkdir -p /run/systemd/journal \
+                      && ln -s \"$1\" \"$2\" /run/systemd/journal && shift 2 && exec \"$@\"";
+        let mut command = sandbox.client("unshare");
+        command.args(["--mount", "sh", "-c", script, "sh"]).args([&lines, &entries]);
+        // exec(1) of a POSIX shell sets no argv[0].
+        let link = sandbox.path().join("mount.lighthouse-fs");
+        symlink(sandbox.program_path(), &link).unwrap();
+        command.arg(link).args([sandbox.source(), sandbox.mountpoint()]).args(["-o", &inside(&sandbox, "rw")]);
+        assert_silent_success(command);
+
+        let mut head = [0; 25];
+        stream.accept().unwrap().0.read_exact(&mut head).unwrap();
+        assert_eq!(&head, b"lighthouse-fs\n\n6\n1\n0\n0\n0\n");
+        let pid = nix::unistd::Pid::from_raw(daemon(&sandbox).pid);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        let entry = wait_for("an entry about it", COMMAND_LIMIT, || {
+            let mut entry = vec![0; 1 << 16];
+            let length = journal.recv(&mut entry).expect("an entry");
+            let entry = String::from_utf8_lossy(&entry[..length]).into_owned();
+            entry.contains("SIGTERM: unmounting").then_some(entry)
+        });
+        assert!(entry.contains("SYSLOG_IDENTIFIER") && entry.contains("PRIORITY"), "{entry}");
+        sandbox.assert_nothing_left();
+    });
+}
+
+#[test]
+fn the_mount_outlives_its_daemon_and_gets_another() {
+    unless_skipped(Way::any().possible(), || {
+        let sandbox = sandbox(Way::any().user);
+        mount(&sandbox, "rw");
+        let first = daemon(&sandbox);
+        let pid = nix::unistd::Pid::from_raw(first.pid);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+        wait_for("the daemon to end", COMMAND_LIMIT, || (!first.is_alive()).then_some(()));
+        sandbox.user().act(|| fs::write(sandbox.mountpoint().join("file"), "content").unwrap());
+        mount(&sandbox, "rw");
+        assert_ne!(daemon(&sandbox).pid, first.pid);
+        assert_eq!(sandbox.mounts().len(), 1);
+        unmount(&sandbox);
+    });
+}
+
+#[test]
+fn a_start_that_is_stopped_leaves_nothing() {
+    unless_skipped(ROOT_FUSERMOUNT3.possible(), || {
+        let sandbox = sandbox(User::Root);
+        // libfuse's helper, once the test says so. It is preferred to a later one in PATH by its set-uid bit.
+        let script = "#!/bin/sh\n[ \"$1\" = -V ] || { touch reached; until [ -e go ]; do sleep 0.01; done; }\n\
+                      PATH=${PATH#*:} exec fusermount3 \"$@\"\n";
+        let script = script.replace("reached", &text(&sandbox.path().join("reached")));
+        let script = script.replace("-e go", &format!("-e {}", text(&sandbox.path().join("go"))));
+        // Written by another process: one of this, forked by another thread, could still have it open.
+        let mut write = sandbox.client("sh");
+        write.args(["-c", "printf %s \"$1\" > \"$2\" && chmod 4755 \"$2\"", "sh", &script]);
+        write.arg(sandbox.path().join("fusermount3"));
+        assert_silent_success(write);
+
+        let mut command = helper(&sandbox, &inside(&sandbox, "nofallback,helper=fusermount3"));
+        command.env("PATH", format!("{}:{}", text(sandbox.path()), std::env::var("PATH").unwrap()));
+        let mut helper = command.stderr(Stdio::null()).spawn().unwrap();
+        wait_for("the mount to be tried", COMMAND_LIMIT, || sandbox.path().join("reached").exists().then_some(()));
+        let pid = nix::unistd::Pid::from_raw(helper.id().cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        let status = wait_for("the helper to end", COMMAND_LIMIT, || helper.try_wait().unwrap());
+        assert_eq!(status.code(), Some(32));
+        fs::write(sandbox.path().join("go"), "").unwrap();
+        wait_for("the daemon to end", COMMAND_LIMIT, || processes_of(sandbox.path()).is_empty().then_some(()));
+        sandbox.assert_nothing_left();
+    });
+}
+
+/// The helper where mount(8) finds it, for one test at a time.
+struct Installed {
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Installed {
+    /// An error if somebody has installed one.
+    fn new(sandbox: &Sandbox) -> Result<Self, String> {
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // What a killed test has left there: a link to a build, or to nothing.
+        if fs::read_link(HELPER).is_ok_and(|target| !target.exists() || target == Path::new(PROGRAM)) {
+            fs::remove_file(HELPER).unwrap();
+        }
+        symlink(sandbox.program_path(), HELPER).map_err(|error| format!("{HELPER} cannot be made: {error}"))?;
+        Ok(Self { _turn: turn })
+    }
+}
+
+impl Drop for Installed {
+    fn drop(&mut self) {
+        fs::remove_file(HELPER).expect("the link of this test");
+    }
+}
+
+/// For tests through mount(8) itself.
+fn with_mount8(test: impl FnOnce(&Sandbox)) {
+    unless_skipped(require_root(), || {
+        let sandbox = sandbox(User::Root);
+        match Installed::new(&sandbox) {
+            Ok(_installed) => test(&sandbox),
+            Err(reason) => skip(&reason),
+        }
+    });
+}
+
+#[test]
+fn mount_and_umount() {
+    with_mount8(|sandbox| {
+        let mount = |source: PathBuf, options: &str| {
+            let mut command = sandbox.client("mount");
+            command.args(["-t", "lighthouse-fs", "-o", options]).arg(source).arg(sandbox.mountpoint());
+            run(command)
+        };
+        assert_eq!(
+            mount(sandbox.source(), &inside(sandbox, "helper=direct,noatime")),
+            (0, String::new(), String::new())
+        );
+        fs::write(sandbox.mountpoint().join("file"), "content").unwrap();
+        assert_eq!(fs::read_to_string(sandbox.source().join("file")).unwrap(), "content");
+        unmount(sandbox);
+
+        let (code, _, errors) = mount(sandbox.path().join("missing"), &inside(sandbox, "rw"));
+        assert_eq!(code, 32);
+        assert!(errors.contains("missing does not exist"), "{errors}");
+        let (code, _, errors) = mount(sandbox.source(), "color=blue");
+        assert_eq!(code, 1);
+        assert!(errors.contains("unknown option \"color=blue\""), "{errors}");
+        sandbox.assert_nothing_left();
+    });
+}
+
+#[test]
+fn fstab() {
+    with_mount8(|sandbox| {
+        // What fstab(5) has to escape.
+        let [source, mountpoint] = ["my source", "my mount"].map(|name| sandbox.path().join(name));
+        fs::create_dir(&source).unwrap();
+        fs::create_dir(&mountpoint).unwrap();
+        fs::write(source.join("file"), "content").unwrap();
+        let escaped = |path: &Path| text(path).replace(' ', r"\040");
+        let options = inside(sandbox, "ro,nofail,_netdev,user,exec,allow_other,x-systemd.automount");
+        let table = sandbox.path().join("fstab");
+        let line = format!("{} {} lighthouse-fs {options} 0 0\n", escaped(&source), escaped(&mountpoint));
+        fs::write(&table, line).unwrap();
+
+        let mount = |what: &Path| {
+            let mut command = sandbox.client("mount");
+            command.arg("-T").arg(&table).arg(what);
+            command
+        };
+        assert_silent_success(mount(&mountpoint));
+        let seen = run_as(60001, 60001, || fs::read_to_string(mountpoint.join("file")));
+        assert_eq!(seen.unwrap(), "content");
+        assert_eq!(fs::write(mountpoint.join("file"), "").unwrap_err().kind(), ErrorKind::ReadOnlyFilesystem);
+        // `mount -a` sees that it is there.
+        assert_silent_success(mount(Path::new("-a")));
+        assert_eq!(sandbox.mounts().len(), 1);
+        assert!(!sandbox.mounts()[0].options.contains("noexec"), "`exec` takes back what `user` implies");
+
+        let mut umount = sandbox.client("umount");
+        umount.arg(&mountpoint);
+        assert_silent_success(umount);
+        sandbox.assert_nothing_left();
+    });
+}
