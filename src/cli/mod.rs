@@ -6,6 +6,7 @@ mod load;
 mod log;
 mod serve;
 mod server;
+mod statfs;
 mod status;
 mod switch;
 
@@ -76,6 +77,8 @@ enum Command {
     #[command(hide = true)]
     Server(server::Args),
     #[command(hide = true)]
+    Statfs(statfs::Args),
+    #[command(hide = true)]
     Load(load::LoadArgs),
 }
 
@@ -94,6 +97,7 @@ pub fn main() -> ExitCode {
         Command::Backends(args) => backends::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Server(args) => server::run(&args),
+        Command::Statfs(args) => statfs::run(&args),
         Command::Load(args) => load::run(args),
     }
 }

@@ -18,7 +18,7 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
 use crate::config::{Backend, Helper, Mount};
 
-use super::helper::{self, Found, NotFound};
+use super::helper::{self, Found, NotFound, Powerless, Privilege};
 use super::mountinfo;
 use super::port::seqpacket_pair;
 use super::wait_readable;
@@ -35,8 +35,11 @@ pub enum MountError {
     /// The wanted helper is not here.
     #[error(transparent)]
     NoHelper(#[from] NotFound),
+    /// It is here, and cannot mount for this process.
+    #[error("{0}: {remedy}", remedy = .0.remedy())]
+    HelperPowerless(#[from] Powerless),
     /// The helper could not be run.
-    #[error("{path} could not be run: {source}")]
+    #[error("{path} could not be run: {source}; see its mode, and the limits on processes and descriptors")]
     HelperUnusable {
         /// Which.
         path: PathBuf,
@@ -44,7 +47,7 @@ pub enum MountError {
         source: io::Error,
     },
     /// The helper refused.
-    #[error("{path} refused to mount at {mountpoint}: {message}")]
+    #[error("{path} refused to mount at {mountpoint}: {message}; {remedy}", remedy = helper::refusal_remedy(message))]
     HelperRefused {
         /// Which.
         path: PathBuf,
@@ -54,7 +57,9 @@ pub enum MountError {
         message: String,
     },
     /// The helper neither mounted nor ended.
-    #[error("{path} gave no answer within {HELPER_LIMIT:?} and was ended")]
+    #[error(
+        "{path} gave no answer within {HELPER_LIMIT:?} and was ended: see what hangs around the mount point, or use --helper direct as root"
+    )]
     HelperSilent {
         /// Which.
         path: PathBuf,
@@ -63,7 +68,7 @@ pub enum MountError {
     #[error("/dev/fuse cannot be opened: {0}; {remedy}", remedy = helper::device_remedy(.0))]
     Device(io::Error),
     /// `mount(2)` failed.
-    #[error("mount(2) at {mountpoint} failed: {source}; it needs CAP_SYS_ADMIN and an existing directory")]
+    #[error("mount(2) at {mountpoint} failed: {source}; {remedy}", remedy = mount_remedy(source))]
     Refused {
         /// Where.
         mountpoint: PathBuf,
@@ -96,8 +101,21 @@ pub(super) fn mount(config: &Mount, starting: Backend) -> Result<(OwnedFd, Maker
         Helper::Direct => Ok((mount_directly(config)?, Maker::Ourselves)),
         named => {
             let found = helper::find(named)?;
+            found.check(Privilege::own())?;
             Ok((mount_by_helper(config, &found)?, Maker::Helper(found)))
         }
+    }
+}
+
+/// What to do when `mount(2)` has failed.
+fn mount_remedy(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => "it needs CAP_SYS_ADMIN: run as root, or use --helper fusermount3",
+        Some(libc::EACCES) => "see what AppArmor or SELinux forbids this process",
+        Some(libc::ENODEV) => "load the kernel's module (`modprobe fuse`)",
+        Some(libc::ENOENT | libc::ENOTDIR) => "make the directory",
+        Some(libc::ENOSPC) => "raise the limit of mounts (`sysctl fs.mount-max`)",
+        _ => "see the kernel's log (`dmesg`)",
     }
 }
 
@@ -373,6 +391,17 @@ mod tests {
             helper_options(&config),
             "fsname=/srv/a\\,b\\\\c,subtype=lighthouse-fs,default_permissions,ro,nosuid,nodev,exec,allow_other"
         );
+    }
+
+    #[test]
+    fn a_failed_mount_says_what_to_do() {
+        let refused =
+            |errno| MountError::Refused { mountpoint: "/mnt".into(), source: io::Error::from_raw_os_error(errno) };
+        assert_eq!(
+            refused(libc::EPERM).to_string(),
+            "mount(2) at /mnt failed: Operation not permitted (os error 1); it needs CAP_SYS_ADMIN: run as root, or use --helper fusermount3"
+        );
+        assert!(refused(libc::ENODEV).to_string().contains("modprobe fuse"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! It reads mountinfo and nothing else of a mount: no stat, canonicalize or open at or below a mount point, because a
 //! thread that hangs there cannot even be killed.
 
+mod leftover;
 mod life;
 pub mod mount;
 mod preflight;
@@ -11,5 +12,5 @@ mod running;
 mod status;
 
 pub use life::{Failure, Options, run};
-pub use preflight::Refusal;
+pub use preflight::{Own, Refusal, check_all};
 pub use status::{Handle, Mounts};
