@@ -81,7 +81,8 @@ fn state(mounted: &Mounted) -> io::Result<State> {
     }
     match child.wait()?.code() {
         Some(0) => Ok(State::Answers),
-        Some(libc::ENOTCONN) => Ok(State::Dead),
+        // ECONNABORTED: its server died while it was being asked.
+        Some(libc::ENOTCONN | libc::ECONNABORTED) => Ok(State::Dead),
         Some(errno) => Err(io::Error::from_raw_os_error(errno)),
         None => Err(io::Error::other("the question was ended by a signal")),
     }

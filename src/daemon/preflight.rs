@@ -10,12 +10,17 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::slice;
 
+use rustix::process::{Resource, getrlimit};
+
 use super::leftover;
 use crate::config::Mount;
 use crate::connection::mountinfo::{self, Mounted};
 
 /// Symbolic links that the kernel follows in one path (path_resolution(7)).
 const MOST_LINKS: usize = 40;
+/// Descriptors that serving begins with, daemon or server, with some to spare. With fewer they run out half way, when
+/// even the mount that was just made cannot be found any more.
+const DESCRIPTORS: u64 = 64;
 
 /// Why a mount is not even tried.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -86,6 +91,7 @@ pub fn check_all(mounts: &[Mount], own: &[Own]) -> Result<Vec<PathBuf>, Vec<(Str
 /// # Errors
 /// When it cannot work; the message says why and what to do.
 pub fn check(mount: &Mount, socket: &Path) -> Result<PathBuf, Refusal> {
+    check_descriptors()?;
     let mut own = Own::of_this_process();
     own.push(Own::socket(socket));
     let places = check_all(slice::from_ref(mount), &own);
@@ -103,7 +109,20 @@ pub fn check(mount: &Mount, socket: &Path) -> Result<PathBuf, Refusal> {
 /// # Errors
 /// As [`check`].
 pub fn check_source(source: &Path) -> Result<(), Refusal> {
+    check_descriptors()?;
     check_source_against(source, &mounted()?)
+}
+
+fn check_descriptors() -> Result<(), Refusal> {
+    let Some(limit) = getrlimit(Resource::Nofile).current else { return Ok(()) };
+    let open = fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    let free = limit.saturating_sub(open as u64);
+    if free >= DESCRIPTORS {
+        return Ok(());
+    }
+    Err(Refusal::World(format!(
+        "only {free} more files can be opened, and serving begins with {DESCRIPTORS}: raise the limit (`ulimit -n`, LimitNOFILE= of the unit)"
+    )))
 }
 
 fn mounted() -> Result<Vec<Mounted>, Refusal> {
