@@ -245,8 +245,11 @@ fn a_second_daemon_at_the_same_place() {
         assert_refused(same_socket, 1, "a daemon is listening on");
 
         // One that is stuck is not looked at for ever, and not taken away.
-        let server = Pid::from_raw(i32::try_from(mount.status()["server_pid"].as_i64().unwrap()).unwrap());
+        let server = server_of(&mount);
         kill(server, Signal::SIGSTOP).unwrap();
+        let process = procfs::process::Process::new(server.as_raw()).unwrap();
+        let is_stopped = |task: procfs::ProcResult<procfs::process::Task>| task.unwrap().stat().unwrap().state == 'T';
+        wait_for("the server to stop", COMMAND_LIMIT, || process.tasks().unwrap().all(is_stopped).then_some(()));
         assert_refused(second(mount.path("")), 1, "and does not answer: stop the daemon");
         kill(server, Signal::SIGCONT).unwrap();
 
@@ -279,10 +282,14 @@ fn root_takes_the_dead_mount_of_a_user_away() {
     });
 }
 
+fn server_of(mount: &Mount) -> Pid {
+    Pid::from_raw(mount.status()["server_pid"].as_i64().unwrap().try_into().unwrap())
+}
+
 /// A mount whose daemon and server were killed.
 fn dead_mount(backend: Backend, way: Way) -> Mount {
     let mut mount = Mount::builder(backend, way).start();
-    let server = Pid::from_raw(i32::try_from(mount.status()["server_pid"].as_i64().unwrap()).unwrap());
+    let server = server_of(&mount);
     let daemon = Pid::from_raw(mount.daemon_pid());
     // So that neither can clear away after the other.
     kill(daemon, Signal::SIGSTOP).unwrap();

@@ -3,7 +3,7 @@
 //! It reads mountinfo and nothing else of a mount: no stat, canonicalize or open at or below a mount point, because a
 //! thread that hangs there cannot even be killed.
 
-mod leftover;
+mod dead_mount;
 mod life;
 pub mod mount;
 mod preflight;

@@ -12,7 +12,7 @@ use std::slice;
 
 use rustix::process::{Resource, getrlimit};
 
-use super::leftover;
+use super::dead_mount;
 use crate::config::Mount;
 use crate::connection::mountinfo::{self, Mounted};
 
@@ -99,7 +99,7 @@ pub fn check(mount: &Mount, socket: &Path) -> Result<PathBuf, Refusal> {
     let mounts = mounted()?;
     check_source_against(&mount.source, &mounts)?;
     check_surroundings(&place, &mounts)?;
-    let mounts = leftover::clear(&place, mounts).map_err(Refusal::World)?;
+    let mounts = dead_mount::clear(&place, mounts).map_err(Refusal::World)?;
     check_place(&place, &mounts)?;
     Ok(place)
 }
@@ -140,8 +140,8 @@ struct Settled<'a> {
 impl<'a> Settled<'a> {
     fn of(mount: &'a Mount, table: &[Mounted]) -> Self {
         // The source may be a link as a whole; what it leads to is served.
-        let source = settled(&mount.source, LastLink::Followed, table);
-        Self { mount, source, place: settled(&mount.mountpoint, LastLink::Kept, table) }
+        let source = walked(&mount.source, LastLink::Followed, table);
+        Self { mount, source, place: settled(&mount.mountpoint, table) }
     }
 }
 
@@ -169,7 +169,7 @@ fn check_alone(Settled { source, place, .. }: &Settled<'_>) -> Result<(), String
 }
 
 fn check_outside(own: &Own, place: &Path, table: &[Mounted]) -> Result<(), String> {
-    let path = settled(&own.path, LastLink::Kept, table);
+    let path = settled(&own.path, table);
     if path.starts_with(place) {
         return Err(format!(
             "the {} {} lies in the mount point {}: the daemon must not depend on what it serves; {}",
@@ -260,7 +260,7 @@ fn check_place(place: &Path, mounts: &[Mounted]) -> Result<(), Refusal> {
 }
 
 fn check_source_against(source: &Path, mounts: &[Mounted]) -> Result<(), Refusal> {
-    let place = settled(source, LastLink::Followed, mounts);
+    let place = walked(source, LastLink::Followed, mounts);
     // What lies on a FUSE mount is not looked at, since that may hang: the server will, and its start has a deadline.
     if on_fuse(&place, mounts) {
         return Ok(());
@@ -294,9 +294,14 @@ enum LastLink {
     Kept,
 }
 
-/// The path as mountinfo would show it: links are followed, as long as nothing on the way is a FUSE mount. What is not
-/// there stays as it is; whoever looks for it says so.
-fn settled(path: &Path, last: LastLink, mounts: &[Mounted]) -> PathBuf {
+/// The path as mountinfo would show a mount there. The last component, which may be a dead mount, is not looked at.
+pub(super) fn settled(path: &Path, mounts: &[Mounted]) -> PathBuf {
+    walked(path, LastLink::Kept, mounts)
+}
+
+/// Where the path leads: links are followed, as long as nothing on the way is a FUSE mount. What is not there stays as it
+/// is; whoever looks for it says so.
+fn walked(path: &Path, last: LastLink, mounts: &[Mounted]) -> PathBuf {
     let mut place = PathBuf::from("/");
     let mut rest = parts(path);
     let mut links = 0;
@@ -424,7 +429,7 @@ mod tests {
         fs::create_dir(real.join("sub")).unwrap();
         symlink("sub/..", folder.path().join("link")).unwrap();
         symlink("again", folder.path().join("again")).unwrap();
-        let at = |name: &str, last, mounts: &[Mounted]| settled(&folder.path().join(name), last, mounts);
+        let at = |name: &str, last, mounts: &[Mounted]| walked(&folder.path().join(name), last, mounts);
         assert_eq!(at("link/mnt", LastLink::Kept, &[]), real.join("mnt"));
         assert_eq!(at("link", LastLink::Kept, &[]), real.join("link"));
         assert_eq!(at("link", LastLink::Followed, &[]), real);
