@@ -11,8 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::mount::MsFlags;
-use rstest::rstest;
-use support::{Backend, Helper, Mount, ROOT_DIRECT, Sandbox, User, Way, require_root, run_as, unless_skipped};
+use support::{Backend, Helper, Mount, ROOT_DIRECT, Sandbox, Way, require_root, run_as, unless_skipped};
 
 for_each_way! {
     files_and_directories
@@ -265,47 +264,4 @@ fn what_the_server_executes_is_its_own() {
         }
         mount.stop();
     });
-}
-
-#[rstest]
-#[case::no_source("nowhere", "mountpoint", "nowhere")]
-#[case::a_file_as_source("file", "mountpoint", "file")]
-#[case::no_mount_point("source", "nowhere", "nowhere")]
-#[case::a_file_as_mount_point("source", "file", "file")]
-#[case::a_link_as_mount_point("source", "link", "link")]
-fn what_cannot_be_served(#[case] source: &str, #[case] mountpoint: &str, #[case] named: &str) {
-    let sandbox = Sandbox::new(User::Ordinary, Duration::from_secs(30));
-    fs::write(sandbox.path().join("file"), "").unwrap();
-    std::os::unix::fs::symlink("mountpoint", sandbox.path().join("link")).unwrap();
-    let at = |name: &str| sandbox.path().join(name).into_os_string();
-    let socket = sandbox.socket().into_os_string();
-    let arguments = [
-        "serve".into(),
-        "--source".into(),
-        at(source),
-        "--mountpoint".into(),
-        at(mountpoint),
-        "--socket".into(),
-        socket,
-    ];
-    let output = sandbox.run(arguments);
-    let message = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{message}");
-    assert!(message.contains(sandbox.path().join(named).to_str().unwrap()), "which path is wrong? {message}");
-    sandbox.assert_nothing_left();
-}
-
-#[test]
-fn a_helper_that_is_missing() {
-    let sandbox = Sandbox::new(User::Ordinary, Duration::from_secs(30));
-    let mut command = sandbox.program();
-    // Not `fusermount3`: that is in /usr/bin, where it is found without PATH.
-    command.args(["serve", "--helper", "fusermount", "--source"]).arg(sandbox.source());
-    command.arg("--mountpoint").arg(sandbox.mountpoint()).arg("--socket").arg(sandbox.socket());
-    command.env("PATH", "/nowhere");
-    let output = assert_cmd::Command::from_std(command).timeout(support::COMMAND_LIMIT).output().unwrap();
-    let message = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{message}");
-    assert!(message.contains("fusermount is not in PATH"), "what is missing? {message}");
-    sandbox.assert_nothing_left();
 }

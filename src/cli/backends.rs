@@ -5,13 +5,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use rustix::thread::no_new_privs;
 use serde::Serialize;
 
 use super::status::plain;
 use super::{say, say_json};
 use crate::config::{Backend, Helper};
-use crate::connection::helper::{self, Found, NotFound};
+use crate::connection::helper::{self, Found, NotFound, Privilege};
 
 const DEVICE: &str = "/dev/fuse";
 
@@ -62,29 +61,6 @@ struct DeviceAnswer {
     works: bool,
     reason: Option<String>,
     remedy: Option<String>,
-}
-
-/// What this process may do, beside what is installed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Privilege {
-    /// It can mount by itself (CAP_SYS_ADMIN).
-    Mount,
-    /// It can through a set-uid program.
-    Ordinary,
-    /// Set-uid has no effect on its children (no_new_privs).
-    Sealed,
-}
-
-impl Privilege {
-    fn own() -> Self {
-        if helper::may_mount_directly() {
-            Self::Mount
-        } else if no_new_privs().unwrap_or(false) {
-            Self::Sealed
-        } else {
-            Self::Ordinary
-        }
-    }
 }
 
 /// Looks around and tells.
@@ -151,15 +127,7 @@ fn obstacle(found: &Result<Found, NotFound>, privilege: Privilege) -> Option<(St
             format!("install {package}, or run as root; `switch` to it works all the same"),
         )),
         (Err(other), _) => Some((other.to_string(), "run as root".into())),
-        (Ok(found), _) if !found.set_uid => Some((
-            format!("{} is not set-uid root", found.path.display()),
-            format!("`chmod u+s {}` as root, or run as root", found.path.display()),
-        )),
-        (Ok(_), Privilege::Sealed) => Some((
-            "this process may not gain privileges (no_new_privs), so a set-uid helper has no effect".into(),
-            "allow it (NoNewPrivileges=no, allowPrivilegeEscalation), or give it CAP_SYS_ADMIN".into(),
-        )),
-        (Ok(_), Privilege::Ordinary) => None,
+        (Ok(found), _) => found.check(privilege).err().map(|why| (why.to_string(), why.remedy())),
     }
 }
 

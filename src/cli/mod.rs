@@ -15,6 +15,7 @@ mod probe;
 mod serve;
 mod server;
 mod sources;
+mod statfs;
 mod status;
 mod switch;
 
@@ -99,6 +100,8 @@ enum Command {
     #[command(hide = true)]
     Probe(probe::Args),
     #[command(hide = true)]
+    Statfs(statfs::Args),
+    #[command(hide = true)]
     Load(load::LoadArgs),
 }
 
@@ -134,6 +137,7 @@ pub fn main() -> ExitCode {
         Command::Completions(args) => packaging::complete(&args),
         Command::Man(args) => packaging::write_pages(&args),
         Command::Probe(args) => probe::run(&args),
+        Command::Statfs(args) => statfs::run(&args),
         Command::Load(args) => load::run(args),
     }
 }

@@ -61,12 +61,102 @@ pub fn may_mount_directly() -> bool {
 /// What to do when `/dev/fuse` cannot be opened.
 #[must_use]
 pub fn device_remedy(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => {
+    match (error.raw_os_error(), error.kind()) {
+        // The device cgroup says EPERM, the mode of the file EACCES.
+        (Some(libc::EPERM), _) => "the container may not use the device: start it with `--device /dev/fuse`",
+        (Some(libc::EMFILE), _) => "raise the limit of open files (`ulimit -n`, LimitNOFILE= of the unit)",
+        (Some(libc::ENFILE), _) => "raise the limit of open files of the whole machine (`sysctl fs.file-max`)",
+        (_, io::ErrorKind::PermissionDenied) => {
             "make it mode 0666, as distributions do, or run as root; in a container, allow the device"
         }
-        _ => "load the kernel's module (`modprobe fuse`); in a container, pass the device in",
+        _ => "load the kernel's module (`modprobe fuse`); in a container, pass the device in (`--device /dev/fuse`)",
     }
+}
+
+/// What a process may do about mounting.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Privilege {
+    /// It can mount by itself (CAP_SYS_ADMIN).
+    Mount,
+    /// It can through a set-uid program.
+    Ordinary,
+    /// Set-uid has no effect on its children (no_new_privs).
+    Sealed,
+}
+
+impl Privilege {
+    /// This process's.
+    #[must_use]
+    pub fn own() -> Self {
+        if may_mount_directly() {
+            Self::Mount
+        } else if rustix::thread::no_new_privs().unwrap_or(false) {
+            Self::Sealed
+        } else {
+            Self::Ordinary
+        }
+    }
+}
+
+/// Why a helper that is here cannot mount.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Powerless {
+    /// It runs as its caller.
+    #[error("{} is not set-uid root", .0.display())]
+    NotSetUid(PathBuf),
+    /// Set-uid has no effect.
+    #[error("this process may not gain privileges (no_new_privs), so a set-uid helper has no effect")]
+    Sealed,
+}
+
+impl Powerless {
+    /// What to do.
+    #[must_use]
+    pub fn remedy(&self) -> String {
+        match self {
+            Self::NotSetUid(path) => format!("`chmod u+s {}` as root, or run as root", path.display()),
+            Self::Sealed => "allow it (NoNewPrivileges=no, allowPrivilegeEscalation), or give it CAP_SYS_ADMIN".into(),
+        }
+    }
+}
+
+impl Found {
+    /// Whether it can mount for a process of this privilege.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub fn check(&self, privilege: Privilege) -> Result<(), Powerless> {
+        match privilege {
+            Privilege::Mount => Ok(()),
+            _ if !self.set_uid => Err(Powerless::NotSetUid(self.path.clone())),
+            Privilege::Sealed => Err(Powerless::Sealed),
+            Privilege::Ordinary => Ok(()),
+        }
+    }
+}
+
+/// What to do when a helper has refused, from its own words: libfuse has no other sign (`util/fusermount.c`).
+#[must_use]
+pub fn refusal_remedy(message: &str) -> &'static str {
+    let remedies = [
+        (
+            "user_allow_other",
+            "put the line `user_allow_other` into /etc/fuse.conf as root, or serve without --allow-other",
+        ),
+        (
+            "device not found",
+            "load the kernel's module (`modprobe fuse`); in a container, pass the device in (`--device /dev/fuse`)",
+        ),
+        ("/dev/fuse", "make it mode 0666, as distributions do, or run as root; in a container, allow the device"),
+        ("write access", "give the mount point to the user who serves (`chown`), or serve as its owner"),
+        ("mount_max", "unmount one, or raise mount_max in /etc/fuse.conf as root"),
+        (
+            "not permitted",
+            "in a container, give it CAP_SYS_ADMIN; else see whether the helper is set-uid root on a file system that allows it",
+        ),
+    ];
+    let remedy = remedies.into_iter().find(|(sign, _)| message.contains(sign));
+    remedy.map_or("see the helper's manual page, or run as root with --helper direct", |(_, remedy)| remedy)
 }
 
 /// Finds a helper in PATH, then in the usual folders. One that is set-uid is preferred, because a folder of plain copies
@@ -150,13 +240,13 @@ fn first_output(command: &mut Command) -> io::Result<String> {
 }
 
 /// Waits for a child to end until `deadline`.
-fn wait(child: &mut Child, deadline: Instant) -> io::Result<()> {
+pub(crate) fn wait(child: &mut Child, deadline: Instant) -> io::Result<()> {
     let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let left = Timespec::try_from(left).map_err(io::Error::other)?;
         match poll(&mut [PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)], Some(&left)) {
-            Ok(0) => return Err(io::Error::new(io::ErrorKind::TimedOut, "does not end within two seconds")),
+            Ok(0) => return Err(io::Error::new(io::ErrorKind::TimedOut, "does not end in time")),
             Ok(_) => return child.wait().map(drop),
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
@@ -225,7 +315,7 @@ mod tests {
     }
 
     #[rstest]
-    #[case("exec sleep 60", 0o755, "does not end within")]
+    #[case("exec sleep 60", 0o755, "does not end in time")]
     #[case("echo something else", 0o755, "prints no version")]
     #[case("sleep 3 & echo fusermount3 version: 2.9.9", 0o755, "is of libfuse 2.9.9")]
     #[case("echo fusermount3 version: 3.14.0", 0o644, "install fuse3")]
@@ -234,6 +324,33 @@ mod tests {
         script(folder.path(), "fusermount3", body, mode);
         let error = find_in(Helper::Fusermount3, &[folder.path().into()]).unwrap_err().to_string();
         assert!(error.contains(why), "{error}");
+    }
+
+    #[rstest]
+    #[case(libc::ENOENT, "modprobe fuse")]
+    #[case(libc::ENODEV, "modprobe fuse")]
+    #[case(libc::EACCES, "mode 0666")]
+    #[case(libc::EPERM, "--device /dev/fuse")]
+    #[case(libc::EMFILE, "ulimit -n")]
+    #[case(libc::ENFILE, "fs.file-max")]
+    fn a_device_that_cannot_be_opened(#[case] errno: i32, #[case] remedy: &str) {
+        let said = device_remedy(&io::Error::from_raw_os_error(errno));
+        assert!(said.contains(remedy), "{said}");
+    }
+
+    #[rstest]
+    #[case(
+        "fusermount3: option allow_other only allowed if 'user_allow_other' is set in /etc/fuse.conf",
+        "--allow-other"
+    )]
+    #[case("fusermount: fuse device not found, try 'modprobe fuse' first", "modprobe")]
+    #[case("fusermount: failed to open /dev/fuse: Permission denied", "0666")]
+    #[case("fusermount3: user has no write access to mountpoint /mnt", "chown")]
+    #[case("fusermount3: too many FUSE filesystems mounted; mount_max=N can be set in /etc/fuse.conf", "mount_max")]
+    #[case("fusermount3: mount failed: Operation not permitted", "CAP_SYS_ADMIN")]
+    #[case("something new", "manual page")]
+    fn what_a_helper_says_has_a_remedy(#[case] message: &str, #[case] remedy: &str) {
+        assert!(refusal_remedy(message).contains(remedy));
     }
 
     #[test]

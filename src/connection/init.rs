@@ -58,7 +58,7 @@ pub enum InitError {
     NotInit(u32),
     /// The kernel is too old.
     #[error(
-        "this kernel speaks FUSE protocol {major}.{minor}, and 7.{PROTOCOL_MINOR} (Linux 5.4) is the oldest that both backends serve"
+        "this kernel speaks FUSE protocol {major}.{minor}, and 7.{PROTOCOL_MINOR} (Linux 5.4) is the oldest that both backends serve: boot a newer kernel"
     )]
     TooOld {
         /// Kernel's major version.
@@ -175,7 +175,9 @@ mod tests {
     #[test]
     fn an_old_kernel_is_told_so() {
         let (result, answer) = kernel_says(7, 30, 0);
-        assert!(matches!(result, Err(InitError::TooOld { major: 7, minor: 30 })));
+        let error = result.unwrap_err();
+        assert!(matches!(error, InitError::TooOld { major: 7, minor: 30 }));
+        assert!(error.to_string().contains("7.30, and 7.31 (Linux 5.4) is the oldest"), "{error}");
         let (header, _) = wire::OutHeader::read_from_prefix(&answer).unwrap();
         assert_eq!(header.error, -libc::EPROTO);
     }

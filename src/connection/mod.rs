@@ -59,8 +59,17 @@ impl ConnectError {
     /// Whether it is about the mount helper, so that another one may succeed.
     #[must_use]
     pub fn is_the_helpers(&self) -> bool {
-        use MountError::{HelperRefused, HelperSilent, HelperUnusable, NoHelper};
-        matches!(self, Self::Mount(NoHelper(_) | HelperUnusable { .. } | HelperRefused { .. } | HelperSilent { .. }))
+        use MountError::{HelperPowerless, HelperRefused, HelperSilent, HelperUnusable, NoHelper};
+        matches!(
+            self,
+            Self::Mount(
+                NoHelper(_)
+                    | HelperPowerless { .. }
+                    | HelperUnusable { .. }
+                    | HelperRefused { .. }
+                    | HelperSilent { .. }
+            )
+        )
     }
 }
 
@@ -83,7 +92,8 @@ impl Connection {
         };
         let place = mount::Place::of(config.place());
         Self::open(first, maker.clone(), place.clone(), config).inspect_err(|_| {
-            if let Err(error) = mount::unmount(&maker, &place, Duration::ZERO) {
+            // With its descriptor the connection has gone.
+            if let Err(error) = mount::unmount(&maker, &place, Duration::ZERO, || true) {
                 tracing::error!(mountpoint = %config.mountpoint.display(), %error, "the mount that failed is left behind: unmount it by hand");
             }
         })
@@ -163,13 +173,13 @@ impl Connection {
     /// # Errors
     /// When even that fails; the mount is still there then, and still served while this process lives.
     pub fn unmount(&self, limit: Duration) -> io::Result<Unmounted> {
-        mount::unmount(&self.maker, &self.place, limit)
+        mount::unmount(&self.maker, &self.place, limit, || self.is_gone())
     }
 
     /// Whether the mount is still in the tree, which it is after the connection was aborted.
     #[must_use]
     pub fn is_mounted(&self) -> bool {
-        self.place.is_mounted()
+        self.place.is_mounted(|| self.is_gone())
     }
 
     /// Linux caps read-ahead at 128 KiB for a new mount, whatever FUSE_INIT says, unless its `bdi` is told (needs root).

@@ -18,8 +18,8 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
 use crate::config::{Backend, Helper, Mount};
 
-use super::helper::{self, Found, NotFound};
-use super::mountinfo;
+use super::helper::{self, Found, NotFound, Powerless, Privilege};
+use super::mountinfo::{self, Mounted};
 use super::port::seqpacket_pair;
 use super::wait_readable;
 
@@ -35,8 +35,11 @@ pub enum MountError {
     /// The wanted helper is not here.
     #[error(transparent)]
     NoHelper(#[from] NotFound),
+    /// It is here, and cannot mount for this process.
+    #[error("{0}: {remedy}", remedy = .0.remedy())]
+    HelperPowerless(#[from] Powerless),
     /// The helper could not be run.
-    #[error("{path} could not be run: {source}")]
+    #[error("{path} could not be run: {source}; see its mode, and the limits on processes and descriptors")]
     HelperUnusable {
         /// Which.
         path: PathBuf,
@@ -44,7 +47,7 @@ pub enum MountError {
         source: io::Error,
     },
     /// The helper refused.
-    #[error("{path} refused to mount at {mountpoint}: {message}")]
+    #[error("{path} refused to mount at {mountpoint}: {message}; {remedy}", remedy = helper::refusal_remedy(message))]
     HelperRefused {
         /// Which.
         path: PathBuf,
@@ -54,7 +57,9 @@ pub enum MountError {
         message: String,
     },
     /// The helper neither mounted nor ended.
-    #[error("{path} gave no answer within {HELPER_LIMIT:?} and was ended")]
+    #[error(
+        "{path} gave no answer within {HELPER_LIMIT:?} and was ended: see what hangs around the mount point, or use --helper direct as root"
+    )]
     HelperSilent {
         /// Which.
         path: PathBuf,
@@ -63,7 +68,7 @@ pub enum MountError {
     #[error("/dev/fuse cannot be opened: {0}; {remedy}", remedy = helper::device_remedy(.0))]
     Device(io::Error),
     /// `mount(2)` failed.
-    #[error("mount(2) at {mountpoint} failed: {source}; it needs CAP_SYS_ADMIN and an existing directory")]
+    #[error("mount(2) at {mountpoint} failed: {source}; {remedy}", remedy = mount_remedy(source))]
     Refused {
         /// Where.
         mountpoint: PathBuf,
@@ -96,8 +101,21 @@ pub(super) fn mount(config: &Mount, starting: Backend) -> Result<(OwnedFd, Maker
         Helper::Direct => Ok((mount_directly(config)?, Maker::Ourselves)),
         named => {
             let found = helper::find(named)?;
+            found.check(Privilege::own())?;
             Ok((mount_by_helper(config, &found)?, Maker::Helper(found)))
         }
+    }
+}
+
+/// What to do when `mount(2)` has failed.
+fn mount_remedy(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => "it needs CAP_SYS_ADMIN: run as root, or use --helper fusermount3",
+        Some(libc::EACCES) => "see what AppArmor or SELinux forbids this process",
+        Some(libc::ENODEV) => "load the kernel's module (`modprobe fuse`)",
+        Some(libc::ENOENT | libc::ENOTDIR) => "make the directory",
+        Some(libc::ENOSPC) => "raise the limit of mounts (`sysctl fs.mount-max`)",
+        _ => "see the kernel's log (`dmesg`)",
     }
 }
 
@@ -253,38 +271,41 @@ pub enum Unmounted {
 }
 
 /// Where a mount of ours is, if it still is: other programs may move it, or mount on top of it.
+///
+/// The kernel gives the numbers of a mount and of its device to the next one at once. So a mount of the same numbers is
+/// taken for ours elsewhere, that is, for moved, only while our connection lives.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     mountpoint: PathBuf,
-    id: Option<u32>,
+    made: Option<Mounted>,
 }
 
 impl Place {
     /// Of what was mounted at `mountpoint` just now.
     pub(super) fn of(mountpoint: &Path) -> Self {
         let mounts = mountinfo::read().unwrap_or_default();
-        Self { mountpoint: mountpoint.to_owned(), id: mountinfo::at(&mounts, mountpoint).map(|mounted| mounted.id) }
+        Self { mountpoint: mountpoint.to_owned(), made: mountinfo::at(&mounts, mountpoint).cloned() }
     }
 
     pub(super) fn device(&self) -> Option<(u32, u32)> {
-        mountinfo::by_id(&mountinfo::read().ok()?, self.id?).map(|mounted| mounted.device)
+        self.made.as_ref().map(|made| made.device)
     }
 
     /// Whether the mount is in the tree. Without /proc nobody knows, and the answer is yes.
-    pub(super) fn is_mounted(&self) -> bool {
-        match (self.id, mountinfo::read()) {
-            (Some(id), Ok(mounts)) => mountinfo::by_id(&mounts, id).is_some(),
+    pub(super) fn is_mounted(&self, is_gone: impl Fn() -> bool) -> bool {
+        match (&self.made, mountinfo::read()) {
+            (Some(made), Ok(mounts)) => now(made, &mounts, is_gone).is_some(),
             _ => true,
         }
     }
 
     /// The path by which the mount, and no other, can be unmounted now; `None` when it is gone.
-    fn to_unmount(&self) -> io::Result<Option<PathBuf>> {
-        let Some(id) = self.id else { return Ok(Some(self.mountpoint.clone())) };
+    fn to_unmount(&self, is_gone: impl Fn() -> bool) -> io::Result<Option<PathBuf>> {
+        let Some(made) = &self.made else { return Ok(Some(self.mountpoint.clone())) };
         let mounts = mountinfo::read()?;
-        let Some(ours) = mountinfo::by_id(&mounts, id) else { return Ok(None) };
+        let Some(ours) = now(made, &mounts, is_gone) else { return Ok(None) };
         match mountinfo::at(&mounts, &ours.place) {
-            Some(upper) if upper.id != id => Err(io::Error::other(format!(
+            Some(upper) if upper.id != ours.id => Err(io::Error::other(format!(
                 "something else is mounted on top of it at {}: unmount that first",
                 ours.place.display()
             ))),
@@ -293,8 +314,22 @@ impl Place {
     }
 }
 
-/// Ends the mount: tries until `limit`, then detaches it lazily. Never touches another one.
-pub(super) fn unmount(maker: &Maker, place: &Place, limit: Duration) -> io::Result<Unmounted> {
+/// What a mount has become, if it is still there.
+fn now<'a>(made: &Mounted, mounts: &'a [Mounted], is_gone: impl Fn() -> bool) -> Option<&'a Mounted> {
+    mountinfo::by_id(mounts, made.id)
+        .filter(|found| (found.device, &found.kind) == (made.device, &made.kind))
+        // Asked after the table was read: a connection that lives now lived then.
+        .filter(|found| found.place == made.place || !is_gone())
+}
+
+/// Ends the mount: tries until `limit`, then detaches it lazily. Never touches another one. `is_gone` says whether its
+/// connection is.
+pub(super) fn unmount(
+    maker: &Maker,
+    place: &Place,
+    limit: Duration,
+    is_gone: impl Fn() -> bool,
+) -> io::Result<Unmounted> {
     if matches!(maker, Maker::Others) {
         return Ok(Unmounted::NotOurs);
     }
@@ -302,32 +337,25 @@ pub(super) fn unmount(maker: &Maker, place: &Place, limit: Duration) -> io::Resu
     let mut manner = Manner::IfIdle;
     let mut is_said = false;
     loop {
-        let failed = match place.to_unmount()? {
-            None if manner == Manner::Lazily => return Ok(Unmounted::Lazily),
-            None => return Ok(Unmounted::Cleanly),
-            Some(path) => unmount_once(maker, &path, manner).err(),
-        };
-        match failed {
-            // Without /proc there is nothing to look at once more.
-            None if place.id.is_none() => {
-                return Ok(if manner == Manner::Lazily { Unmounted::Lazily } else { Unmounted::Cleanly });
-            }
-            // Looks whether it is gone.
-            None => {}
+        let done = if manner == Manner::Lazily { Unmounted::Lazily } else { Unmounted::Cleanly };
+        let Some(path) = place.to_unmount(&is_gone)? else { return Ok(done) };
+        match unmount_once(maker, &path, manner) {
+            // Not looked at once more: its numbers may be another's already.
+            Ok(()) => return Ok(done),
             // Somebody else may have been faster.
-            Some(_) if !place.is_mounted() => {}
-            Some(error) if Instant::now() < end => {
+            Err(_) if !place.is_mounted(&is_gone) => {}
+            Err(error) if Instant::now() < end => {
                 if !is_said {
                     tracing::info!(mountpoint = %place.mountpoint.display(), %error, "in use: trying for {limit:?}, then lazily");
                     is_said = true;
                 }
                 std::thread::sleep(Duration::from_millis(50));
             }
-            Some(error) if manner == Manner::IfIdle => {
+            Err(error) if manner == Manner::IfIdle => {
                 tracing::warn!(mountpoint = %place.mountpoint.display(), %error, "still in use: unmounting lazily");
                 manner = Manner::Lazily;
             }
-            Some(error) => return Err(error),
+            Err(error) => return Err(error),
         }
     }
 }
@@ -373,6 +401,38 @@ mod tests {
             helper_options(&config),
             "fsname=/srv/a\\,b\\\\c,subtype=lighthouse-fs,default_permissions,ro,nosuid,nodev,exec,allow_other"
         );
+    }
+
+    #[test]
+    fn a_failed_mount_says_what_to_do() {
+        let refused =
+            |errno| MountError::Refused { mountpoint: "/mnt".into(), source: io::Error::from_raw_os_error(errno) };
+        assert_eq!(
+            refused(libc::EPERM).to_string(),
+            "mount(2) at /mnt failed: Operation not permitted (os error 1); it needs CAP_SYS_ADMIN: run as root, or use --helper fusermount3"
+        );
+        assert!(refused(libc::ENODEV).to_string().contains("modprobe fuse"));
+    }
+
+    #[test]
+    fn a_mount_with_the_numbers_of_one_that_is_gone_is_another() {
+        let mounted = |minor, place: &str| Mounted {
+            id: 43,
+            device: (0, minor),
+            place: place.into(),
+            kind: "fuse.lighthouse-fs".into(),
+        };
+        let ours = mounted(40, "/mnt/ours");
+        for (found, when_it_lives, when_it_is_gone) in [
+            (mounted(40, "/mnt/ours"), true, true),
+            (mounted(40, "/mnt/moved"), true, false),
+            (mounted(41, "/mnt/ours"), false, false),
+            (Mounted { kind: "tmpfs".into(), ..mounted(40, "/mnt/ours") }, false, false),
+        ] {
+            let table = [found];
+            assert_eq!(now(&ours, &table, || false).is_some(), when_it_lives, "{table:?}");
+            assert_eq!(now(&ours, &table, || true).is_some(), when_it_is_gone, "{table:?}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! It reads mountinfo and nothing else of a mount: no stat, canonicalize or open at or below a mount point, because a
 //! thread that hangs there cannot even be killed.
 
+mod dead_mount;
 mod keeper;
 pub mod leftover;
 mod life;
@@ -15,5 +16,5 @@ mod status;
 
 pub use keeper::{Keeper, Plan};
 pub use life::{Failure, Options, Reload, run};
-pub use preflight::Refusal;
+pub use preflight::{Own, Refusal, check_all};
 pub use status::{Handle, Mounts};
