@@ -119,7 +119,7 @@ bacend = "x"
 FILE:2: api: this key is not supported by this version; remove it
 FILE:4: daemon.sokcet: unknown key; did you mean socket?
 FILE:5: daemon.state_dir: this key is not supported by this version; remove it
-FILE:6: daemon.log_level: "" is no log level; use error, warn, info, debug, trace, or a filter such as `info,lighthouse_fs::daemon=debug`
+FILE:6: daemon.log_level: "" is no log level; use error, warn, info, debug, trace, off, or a filter such as `info,lighthouse_fs::daemon=debug`
 FILE:10: mount.max_write: unknown key; max_write belongs in [mount.io]
 FILE:11: mount.backend: unknown backend "fuse4"; use auto, fuse2 or fuse3
 FILE:12: mount.drill: this key is not supported by this version; remove it

@@ -245,6 +245,23 @@ fn a_reload_adds_removes_and_changes() {
 }
 
 #[test]
+fn mounts_in_each_other_are_wrong_before_anything_is_mounted() {
+    let sandbox = Sandbox::new(support::User::Ordinary, Duration::from_secs(30));
+    let mut file = mount(&sandbox, "one", "");
+    // By the text alone they are apart.
+    std::os::unix::fs::symlink(sandbox.path().join("run"), sandbox.path().join("link")).unwrap();
+    sandbox.user().act(|| fs::create_dir_all(sandbox.source().join("two")).unwrap());
+    file += &table("two", &sandbox.source().join("two"), &sandbox.path().join("link/one/two"), "");
+    fs::write(config(&sandbox), file).unwrap();
+    let mut daemon = spawn(&sandbox);
+    let status = wait_for("the daemon to end", COMMAND_LIMIT, || daemon.try_wait().expect("the daemon"));
+    let log = fs::read_to_string(sandbox.log()).unwrap();
+    assert_eq!(status.code(), Some(78), "{log}");
+    assert!(log.contains("choose places side by side"), "{log}");
+    sandbox.assert_nothing_left();
+}
+
+#[test]
 fn a_bad_file_changes_nothing() {
     unless_skipped(ROOT_DIRECT.possible(), || {
         let service = Service::start(ROOT_DIRECT, |_| String::new());

@@ -91,11 +91,17 @@ pub fn server(socket: &Path, mount: &str) -> PathBuf {
 /// When it is somebody else's, or cannot be made.
 pub fn make_private(folder: &Path) -> Result<(), ListenError> {
     let failed = |source| ListenError::Failed { action: "placed", path: folder.into(), source };
-    match DirBuilder::new().mode(0o700).create(folder) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
-        _ => {}
+    let uid = rustix::process::geteuid().as_raw();
+    let make = || match DirBuilder::new().mode(0o700).create(folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(failed(error)),
+        _ => Ok(()),
+    };
+    make()?;
+    // What another user has left empty is nobody's; only root can take it away.
+    if check_owner(folder, uid).is_err() && fs::remove_dir(folder).is_ok() {
+        make()?;
     }
-    check_owner(folder, rustix::process::geteuid().as_raw())?;
+    check_owner(folder, uid)?;
     fs::set_permissions(folder, Permissions::from_mode(0o700)).map_err(failed)
 }
 

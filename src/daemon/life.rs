@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
@@ -19,13 +19,15 @@ use super::keeper::{Keeper, Plan};
 use super::mount::{End, Facts, Phase, Request};
 use super::prober::Prober;
 use super::status::{Handle, Mounts};
-use super::{Refusal, leftover, preflight, process};
+use super::{Own, Refusal, leftover, preflight, process};
 use crate::api;
 use crate::api::socket::{self, Listening};
 use crate::config::{self, Effect, Mount, Settings};
 
 /// For answers that are on their way when the daemon ends.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// For a look at the paths of all mounts.
+const CHECK: Duration = Duration::from_secs(5);
 
 /// Reads the configuration again. The message of an error says all that is wrong with it.
 pub type Reload = Box<dyn Fn() -> Result<Settings, String> + Send>;
@@ -85,6 +87,9 @@ pub fn run(options: Options) -> Result<(), Failure> {
     if let ([mount], true) = (&options.settings.mounts[..], options.alone) {
         check_alone(mount, device.is_some(), &options.settings.daemon.socket)?;
     }
+    if !options.alone {
+        check_together(&options.settings)?;
+    }
     let daemon = &options.settings.daemon;
     let mut listening = socket::listen(&daemon.socket, daemon.socket_group.as_deref()).map_err(other)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(other)?;
@@ -107,6 +112,28 @@ fn check_alone(mount: &Mount, is_given: bool, socket: &Path) -> Result<(), Failu
     }
     preflight::check(mount, socket)?;
     Ok(())
+}
+
+/// What is wrong in itself with the mounts of a file once links are followed. Everything else is the keepers' to say.
+fn check_together(settings: &Settings) -> Result<(), Failure> {
+    let mut own = Own::of_this_process();
+    own.push(Own::socket(&settings.daemon.socket));
+    let mounts = settings.mounts.clone();
+    let (tell, told) = mpsc::channel();
+    // A path may lead through a file system that hangs; then the keeper of that mount will say so.
+    std::thread::Builder::new()
+        .name("preflight".into())
+        .spawn(move || drop(tell.send(preflight::check_all(&mounts, &own))))
+        .map_err(other)?;
+    let Ok(Err(refused)) = told.recv_timeout(CHECK) else { return Ok(()) };
+    let wrong: Vec<_> = refused
+        .into_iter()
+        .filter_map(|(name, refusal)| match refusal {
+            Refusal::Configuration(why) => Some(format!("mount {name:?}: {why}")),
+            Refusal::World(_) => None,
+        })
+        .collect();
+    if wrong.is_empty() { Ok(()) } else { Err(Failure::Configuration(wrong.join("\n"))) }
 }
 
 struct Life {
