@@ -16,6 +16,9 @@ readonly commands=(
   "flock util-linux"
   "shellcheck shellcheck"
   "strace strace"
+  "fish fish"
+  "zsh zsh"
+  "mandoc mandoc"
 )
 
 say() { printf 'setup: %s\n' "$*" >&2; }

@@ -280,6 +280,7 @@ fn root_takes_the_dead_mount_of_a_user_away() {
         let mount = dead_mount(any_backend(), USER_FUSERMOUNT3);
         // In a folder of its own, as root's is: it does not go into the one that another user's servers wait in.
         let socket = mount.sandbox.path().join("root.sock");
+        fs::remove_file(mount.sandbox.socket()).unwrap();
         let mut command = mount.sandbox.client(support::PROGRAM);
         command.args(["serve", "--helper", "direct", "--source"]).arg(mount.sandbox.source());
         command.arg("--mountpoint").arg(mount.sandbox.mountpoint()).arg("--socket").arg(socket);

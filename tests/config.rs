@@ -303,8 +303,9 @@ fn every_value_says_where_it_comes_from() {
     let (_folder, file) = write(format!("{GOOD}read_only = true\nsuid = true\n"));
     let path = file.to_str().unwrap();
     let mut command =
-        program(&["config", "show", "--json", "--config", path, "--socket", "/run/s", "--backend", "fuse2"]);
-    command.env("LIGHTHOUSE_FUSE_BACKEND", "fuse3").env("LIGHTHOUSE_FUSE_ALLOW_OTHER", "yes");
+        program(&["config", "show", "--json", "--config", path, "--socket", "/run/s", "--backend", "auto"]);
+    let built_in = if cfg!(feature = "fuse3") { "fuse3" } else { "fuse2" };
+    command.env("LIGHTHOUSE_FUSE_BACKEND", built_in).env("LIGHTHOUSE_FUSE_ALLOW_OTHER", "yes");
     command.env("LIGHTHOUSE_PORT", "8765");
     let (code, answer, errors) = run(&mut command);
     assert_eq!(code, 0, "{errors}");
@@ -321,7 +322,7 @@ fn every_value_says_where_it_comes_from() {
         serde_json::json!({"mount": null, "value": "/run/s", "from": "flag", "flag": "--socket"})
     );
     assert_eq!(of("daemon.socket_group"), serde_json::json!({"mount": null, "value": null, "from": "default"}));
-    assert_eq!(of("mount.backend")["value"], "fuse2");
+    assert_eq!(of("mount.backend")["value"], "auto");
     assert_eq!(
         of("mount.allow_other"),
         serde_json::json!({"mount": "default", "value": true, "from": "environment", "variable": "LIGHTHOUSE_FUSE_ALLOW_OTHER"})
