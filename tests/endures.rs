@@ -5,13 +5,19 @@ mod support;
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
 
+#[cfg(all(feature = "fuse2", feature = "fuse3"))]
+use lighthouse_fs::bench::{Crew, load::Kind};
+use nix::mount::MsFlags;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rstest::rstest;
 use support::{
-    Backend, COMMAND_LIMIT, Mount, ROOT_DIRECT, USER_FUSERMOUNT3, Way, require_root, unless_skipped, wait_for,
+    Backend, COMMAND_LIMIT, Mount, ROOT_DIRECT, Sandbox, Tier, USER_FUSERMOUNT3, User, Way, require_root,
+    unless_skipped, wait_for,
 };
 
 fn send(signal: Signal, pid: i32) {
@@ -140,6 +146,215 @@ fn a_pause_ends_as_if_nothing_had_been(#[case] of_the_server: bool) {
         writer.join().unwrap().unwrap();
         assert_eq!(mount.server_pid(), Some(server), "nobody was replaced");
         mount.stop();
+    });
+}
+
+/// Everything that must not disturb a program, done again and again while seven of them work.
+#[cfg(all(feature = "fuse2", feature = "fuse3"))]
+#[test]
+fn nobody_notices_under_load_that_daemons_come_and_go() {
+    unless_skipped(require_root(), || {
+        let mut mount = Mount::builder(any(), ROOT_DIRECT).limit(Duration::from_secs(120)).start();
+        let server = mount.server_pid().expect("a server");
+        let crew = Crew::start(mount.sandbox.program_path(), &mount.path(""), &Kind::ALL, 1).expect("workers");
+        for round in 0..6 {
+            if round % 3 == 2 {
+                send(Signal::SIGSTOP, mount.daemon_pid());
+            }
+            mount.kill_daemon();
+            mount.start_next_daemon();
+            mount.switch(mount.active().other());
+        }
+        let tally = crew.stop(Duration::from_secs(60));
+        assert!(tally.operations > 0, "{tally:?}");
+        assert!(tally.failed == 0 && tally.wrong.is_empty(), "{tally:?}");
+        assert_eq!(mount.server_pid(), Some(server));
+        mount.stop();
+    });
+}
+
+/// SIGSTOP for as long as an administrator's debugger may take.
+#[test]
+fn ten_seconds_of_silence() {
+    if Tier::current() == Tier::Quick {
+        return support::skip("takes 20 s: `make test-full`");
+    }
+    unless_skipped(require_root(), || {
+        let mount = Mount::builder(any(), ROOT_DIRECT).start();
+        let server = mount.server_pid().expect("a server");
+        for paused in [mount.daemon_pid(), server] {
+            send(Signal::SIGSTOP, paused);
+            std::thread::sleep(Duration::from_secs(10));
+            if paused == server {
+                assert_eq!(mount.status()["health"], "unhealthy", "a mount that does not answer");
+            }
+            send(Signal::SIGCONT, paused);
+            wait_for("health", COMMAND_LIMIT, || (mount.status()["health"] == "healthy").then_some(()));
+            fs::write(mount.path("file"), "served").unwrap();
+        }
+        assert_eq!(mount.server_pid(), Some(server), "nobody was replaced");
+        mount.stop();
+    });
+}
+
+/// A file system of its own to serve.
+struct OwnFileSystem(tempfile::TempDir);
+
+impl OwnFileSystem {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        nix::mount::mount(Some("source"), folder.path(), Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        Self(folder)
+    }
+
+    fn remount(&self, flags: MsFlags) -> nix::Result<()> {
+        nix::mount::mount(None::<&str>, self.0.path(), None::<&str>, MsFlags::MS_REMOUNT | flags, None::<&str>)
+    }
+}
+
+impl Drop for OwnFileSystem {
+    fn drop(&mut self) {
+        nix::mount::umount2(self.0.path(), nix::mount::MntFlags::MNT_DETACH).expect("a mount of ours");
+    }
+}
+
+#[test]
+fn a_source_that_becomes_read_only_says_so_and_recovers() {
+    unless_skipped(require_root(), || {
+        let source = OwnFileSystem::new();
+        let mount = Mount::builder(any(), ROOT_DIRECT).source(source.0.path()).start();
+        fs::write(mount.path("file"), "before").unwrap();
+        // Busy as long as the kernel has not released what was written.
+        wait_for("the source to be read-only", COMMAND_LIMIT, || source.remount(MsFlags::MS_RDONLY).ok());
+        let error = fs::write(mount.path("file"), "between").unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EROFS));
+        assert_eq!(fs::read(mount.path("file")).unwrap(), b"before");
+        assert_eq!(mount.status()["health"], "healthy", "it is the source's own answer");
+        source.remount(MsFlags::empty()).unwrap();
+        fs::write(mount.path("file"), "after").unwrap();
+        mount.stop();
+    });
+}
+
+/// Deadlines and ages are on clocks that nobody sets.
+#[test]
+fn the_clock_may_jump() {
+    if Tier::current() == Tier::Quick {
+        return support::skip("sets the machine's clock for a moment: `make test-full`");
+    }
+    unless_skipped(require_root(), || {
+        let mount = Mount::builder(any(), ROOT_DIRECT).start();
+        for jump in [86_400, -2 * 86_400, 86_400] {
+            let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+            let there = rustix::time::Timespec { tv_sec: now.tv_sec + jump, ..now };
+            rustix::time::clock_settime(rustix::time::ClockId::Realtime, there).unwrap();
+            fs::write(mount.path("file"), "served").unwrap();
+            assert_eq!(mount.status()["health"], "healthy");
+        }
+        mount.stop();
+    });
+}
+
+/// The kernel's choice when memory has run out.
+#[test]
+fn a_server_that_is_out_of_memory() {
+    if Tier::current() == Tier::Quick {
+        return support::skip("asks the kernel to end the largest process: `make test-full`");
+    }
+    unless_skipped(require_root(), || {
+        let mount = Mount::builder(any(), ROOT_DIRECT).start();
+        let server = mount.server_pid().expect("a server");
+        fs::write(format!("/proc/{server}/oom_score_adj"), "1000").unwrap();
+        let score = |pid: &str| fs::read_to_string(format!("/proc/{pid}/oom_score")).ok()?.trim().parse::<u32>().ok();
+        let worst = fs::read_dir("/proc").unwrap().filter_map(|entry| {
+            let pid = entry.ok()?.file_name().into_string().ok()?;
+            Some((score(&pid)?, pid))
+        });
+        if worst.max().map(|(_, pid)| pid) != Some(server.to_string()) {
+            return support::skip("the kernel would end another process");
+        }
+        if let Err(error) = fs::write("/proc/sysrq-trigger", "f") {
+            return support::skip(&format!("the kernel cannot be asked: {error}"));
+        }
+        mount.wait_for_successor(server);
+        fs::write(mount.path("file"), "served").unwrap();
+        mount.stop();
+    });
+}
+
+/// Backends are tried, and the other one serves in place of one that does not come up.
+#[cfg(all(feature = "fuse2", feature = "fuse3"))]
+#[test]
+fn a_backend_without_its_helper_gives_way_to_the_other() {
+    unless_skipped(USER_FUSERMOUNT3.possible(), || {
+        // Libfuse 3's helper is found without PATH, libfuse 2's is not.
+        let mount = Mount::builder(Backend::Fuse2, USER_FUSERMOUNT3).any_helper().env("PATH", "/nowhere").start();
+        assert_eq!(mount.active(), Backend::Fuse3);
+        let status = mount.status();
+        assert_eq!((&status["health"], &status["stable"]), (&"degraded".into(), &"fuse2".into()));
+        let reasons = status["reasons"].to_string();
+        assert!(reasons.contains("fusermount is not in PATH: install libfuse 2"), "reason and remedy: {reasons}");
+        let log = fs::read_to_string(mount.sandbox.log()).unwrap();
+        assert!(log.contains("a backend does not come up") && log.contains("install libfuse 2"), "{log}");
+        assert_eq!(mount.ask(&["health"]).status.code(), Some(2));
+        // Only its helper is missing: it can be switched to.
+        mount.switch(Backend::Fuse2);
+        mount.stop();
+    });
+}
+
+#[cfg(all(feature = "fuse2", feature = "fuse3"))]
+#[test]
+fn without_fallback_it_is_this_backend_or_none() {
+    unless_skipped(USER_FUSERMOUNT3.possible(), || {
+        let sandbox = Sandbox::new(User::Ordinary, Duration::from_secs(30));
+        let mut command = sandbox.program();
+        command.args(["serve", "--backend", "fuse2", "--source"]).arg(sandbox.source());
+        command.arg("--mountpoint").arg(sandbox.mountpoint()).arg("--socket").arg(sandbox.socket());
+        command.env("PATH", "/nowhere").env("LIGHTHOUSE_FUSE_FALLBACK", "false");
+        let output = assert_cmd::Command::from_std(command).timeout(COMMAND_LIMIT).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(errors.contains("fusermount is not in PATH: install libfuse 2"), "{errors}");
+        sandbox.assert_nothing_left();
+    });
+}
+
+/// What systemd is told, and when.
+#[test]
+fn systemd_is_told() {
+    unless_skipped(Way::any().possible(), || {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
+        socket.set_read_timeout(Some(COMMAND_LIMIT)).unwrap();
+        let hear = |what: &str| {
+            let mut message = [0; 4096];
+            loop {
+                let length = socket.recv(&mut message).unwrap_or_else(|error| panic!("no {what}: {error}"));
+                let message = String::from_utf8_lossy(&message[..length]);
+                if message.lines().any(|line| line == what) {
+                    return message.into_owned();
+                }
+            }
+        };
+        let mount = Mount::builder(any(), Way::any())
+            .env("NOTIFY_SOCKET", path.to_str().unwrap())
+            .env("WATCHDOG_USEC", "300000")
+            .start();
+        let ready = hear("READY=1");
+        assert!(ready.contains("STATUS=serving "), "{ready}");
+        hear("WATCHDOG=1");
+        // The watchdog is about the daemon, not about a mount that hangs.
+        let server = mount.server_pid().expect("a server");
+        send(Signal::SIGSTOP, server);
+        hear("WATCHDOG=1");
+        hear("WATCHDOG=1");
+        send(Signal::SIGCONT, server);
+        mount.stop();
+        hear("STOPPING=1");
     });
 }
 

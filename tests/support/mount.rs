@@ -32,6 +32,8 @@ pub struct Builder {
     limit: Duration,
     source: Option<PathBuf>,
     arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+    is_helper_named: bool,
 }
 
 impl Builder {
@@ -64,6 +66,18 @@ impl Builder {
         self
     }
 
+    /// Lets the program choose the helper.
+    pub fn any_helper(mut self) -> Self {
+        self.is_helper_named = false;
+        self
+    }
+
+    /// Sets a variable for the daemon.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
     /// Gives the test more or less time than a minute.
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
@@ -89,7 +103,10 @@ impl Builder {
 
     fn command(&self, sandbox: &Sandbox) -> Command {
         let mut command = self.serve(sandbox);
-        command.args(["--helper", self.way.helper.name(), "--mountpoint"]).arg(sandbox.mountpoint());
+        command.arg("--mountpoint").arg(sandbox.mountpoint());
+        if self.is_helper_named {
+            command.args(["--helper", self.way.helper.name()]);
+        }
         command
     }
 
@@ -98,6 +115,7 @@ impl Builder {
         command.args(["serve", "--name", "default", "--backend", self.backend.name()]);
         command.arg("--source").arg(self.source.clone().unwrap_or_else(|| sandbox.source()));
         command.arg("--socket").arg(sandbox.socket()).args(&self.arguments);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 }
@@ -129,7 +147,15 @@ pub struct Switched {
 impl Mount {
     /// What it is to be like; `start` makes it.
     pub fn builder(backend: Backend, way: Way) -> Builder {
-        Builder { backend, way, limit: TEST_LIMIT, source: None, arguments: Vec::new() }
+        Builder {
+            backend,
+            way,
+            limit: TEST_LIMIT,
+            source: None,
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            is_helper_named: true,
+        }
     }
 
     fn spawn(sandbox: Sandbox, mut command: Command, again: Builder) -> Self {
