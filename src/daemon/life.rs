@@ -92,6 +92,7 @@ pub fn run(options: Options) -> Result<(), Failure> {
     }
     let daemon = &options.settings.daemon;
     let mut listening = socket::listen(&daemon.socket, daemon.socket_group.as_deref()).map_err(other)?;
+    let servers = socket::servers(&daemon.socket);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(other)?;
     let end = runtime.block_on(async {
         let mut life = Life::new(options);
@@ -99,6 +100,10 @@ pub fn run(options: Options) -> Result<(), Failure> {
     });
     // Not waiting for a helper that hangs on a dead mount: its deadline has passed.
     runtime.shutdown_background();
+    // Not empty if a server was left for the next daemon.
+    if let Err(error) = std::fs::remove_dir(&servers) {
+        tracing::debug!(%error, "the folder of the servers' sockets stays");
+    }
     end
 }
 

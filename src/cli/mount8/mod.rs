@@ -135,10 +135,6 @@ fn serve(wanted: Wanted, socket: &Path) -> ExitCode {
         reload: None,
         server_arguments: |daemon| log::arguments(&daemon.log_level, daemon.log_format),
     });
-    // Not empty if a server was left for another daemon, which mounting once more starts.
-    if let Err(error) = std::fs::remove_dir(socket::servers(socket)) {
-        tracing::debug!(%error, "the folder of the server's socket stays");
-    }
     let Err(failure) = ended else { return ExitCode::SUCCESS };
     let why = failure.to_string();
     if let Err(error) = sd_notify::notify(&[NotifyState::Status(&why)]) {
