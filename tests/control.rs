@@ -41,6 +41,7 @@ fn hello() -> Hello {
     Hello {
         version: VERSION,
         mount: mount(),
+        mount_id: None,
         stable: Backend::Fuse2,
         active: Backend::Fuse2,
         protocol_minor: 31,

@@ -275,6 +275,123 @@ fn a_bad_file_changes_nothing() {
 }
 
 #[test]
+fn what_counts_later_is_told_and_counts_for_the_next_server() {
+    unless_skipped(ROOT_DIRECT.possible(), || {
+        let service = Service::start(ROOT_DIRECT, |_| String::new());
+        let sandbox = &service.sandbox;
+        let one = service.server("one");
+        service.reload(&(mount(sandbox, "one", "read_only = true") + &mount(sandbox, "two", "")));
+        service.wait_until("says what does not count yet", |status| {
+            health_of(status, "one") == "degraded" && reasons_of(status, "one").contains("read_only counts when")
+        });
+        service.write("one").unwrap();
+        kill(Pid::from_raw(one.try_into().unwrap()), Signal::SIGKILL).unwrap();
+        service.wait_until("replaces the server", |status| health_of(status, "one") == "healthy");
+        assert_eq!(service.write("one").unwrap_err().raw_os_error(), Some(libc::EROFS));
+        service.stop();
+    });
+}
+
+#[test]
+fn what_has_changed_while_there_was_no_daemon() {
+    unless_skipped(ROOT_DIRECT.possible(), || {
+        let mut service = Service::start(ROOT_DIRECT, |_| String::new());
+        service.daemon.kill().unwrap();
+        service.daemon.wait().unwrap();
+        let sandbox = &service.sandbox;
+        let file = mount(sandbox, "one", "[mount.deadlines]\nunmount = \"200ms\"")
+            + &mount(sandbox, "two", "read_only = true");
+        fs::write(config(sandbox), file).unwrap();
+        let daemon = spawn(sandbox);
+        service.daemon = daemon;
+        service.wait_until("adopts", |status| {
+            health_of(status, "one") == "healthy" && health_of(status, "two") == "degraded"
+        });
+        // The server heeds the new deadline: a busy mount is detached, and nobody has to be killed.
+        let busy = File::create(service.place("one").join("busy")).unwrap();
+        service.send(Signal::SIGTERM);
+        let daemon = &mut service.daemon;
+        let status = wait_for("the daemon to end", COMMAND_LIMIT * 2, || daemon.try_wait().expect("the daemon"));
+        assert!(status.success(), "{status}\n{}", service.log());
+        drop(busy);
+        service.sandbox.assert_nothing_left();
+    });
+}
+
+#[test]
+fn a_reload_disturbs_nobodys_health() {
+    unless_skipped(ROOT_DIRECT.possible(), || {
+        let service = Service::start(ROOT_DIRECT, |_| String::new());
+        for _ in 0..5 {
+            service.send(Signal::SIGHUP);
+            let health = service.ask(&["health"]);
+            assert_eq!(health.status.code(), Some(0), "{health:?}");
+        }
+        service.stop();
+    });
+}
+
+#[test]
+fn a_bad_source_does_not_end_what_still_serves() {
+    unless_skipped(ROOT_DIRECT.possible(), || {
+        let mut service = Service::start(ROOT_DIRECT, |_| String::new());
+        service.daemon.kill().unwrap();
+        service.daemon.wait().unwrap();
+        let sandbox = &service.sandbox;
+        let good = mount(sandbox, "one", "") + &mount(sandbox, "two", "");
+        fs::write(config(sandbox), good.replace("source/one", "source/typo")).unwrap();
+        let daemon = spawn(sandbox);
+        service.daemon = daemon;
+        service.wait_until("says what is wrong", |status| reasons_of(status, "one").contains("does not exist"));
+        service.write("one").unwrap();
+        service.reload(&good);
+        service.wait_until("adopts", |status| health_of(status, "one") == "healthy");
+        service.stop();
+    });
+}
+
+#[test]
+fn a_failed_mount_alone_in_a_file_is_ready_and_retried() {
+    unless_skipped(ROOT_DIRECT.possible(), || {
+        let sandbox = Sandbox::new(ROOT_DIRECT.user, Duration::from_secs(60));
+        let file = mount(&sandbox, "one", "");
+        fs::remove_dir(sandbox.source().join("one")).unwrap();
+        fs::write(config(&sandbox), file).unwrap();
+        let service = Service { daemon: spawn(&sandbox), sandbox };
+        wait_for("readiness", COMMAND_LIMIT, || service.log().contains("serving 0 of 1 mounts").then_some(()));
+        fs::create_dir(service.sandbox.source().join("one")).unwrap();
+        service.wait_until("serves", |status| health_of(status, "one") == "healthy");
+        service.stop();
+    });
+}
+
+#[test]
+fn two_daemons_do_not_stack_their_mounts() {
+    unless_skipped(ROOT_DIRECT.possible(), || {
+        let sandbox = Sandbox::new(ROOT_DIRECT.user, Duration::from_secs(60));
+        let start = |name: &str| {
+            let mut command = sandbox.program();
+            command.args(["serve", "--source"]).arg(sandbox.source()).arg("--mountpoint").arg(sandbox.mountpoint());
+            command.arg("--socket").arg(sandbox.path().join("run").join(name).join("control.sock"));
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a daemon")
+        };
+        for _ in 0..5 {
+            let mut daemons = [start("a"), start("b")];
+            let loser = wait_for("one of them to give up", COMMAND_LIMIT, || {
+                daemons.iter_mut().position(|daemon| daemon.try_wait().expect("a daemon").is_some())
+            });
+            assert_eq!(daemons[loser].wait().unwrap().code(), Some(1));
+            wait_for("the other to serve", COMMAND_LIMIT, || (sandbox.mounts().len() == 1).then_some(()));
+            let winner = &mut daemons[1 - loser];
+            kill(Pid::from_raw(winner.id().cast_signed()), Signal::SIGTERM).unwrap();
+            let status = wait_for("it to end", COMMAND_LIMIT, || winner.try_wait().expect("a daemon"));
+            assert!(status.success(), "{status}");
+            sandbox.assert_nothing_left();
+        }
+    });
+}
+
+#[test]
 fn unmounted_by_somebody_else_it_stays_so_until_a_reload() {
     unless_skipped(require_root(), || {
         let service = Service::start(ROOT_DIRECT, |_| String::new());

@@ -237,8 +237,9 @@ pub fn listen(path: &Path, group: Option<&str>) -> Result<Listening, ListenError
         Listening { path: path.into(), identity: (metadata.dev(), metadata.ino()), listener: Some(listener) };
     if let Some(group) = group {
         std::os::unix::fs::chown(path, None, Some(group)).map_err(failed("given to its group"))?;
-        fs::set_permissions(path, Permissions::from_mode(0o660)).map_err(failed("protected"))?;
     }
+    let mode = if group.is_some() { 0o660 } else { 0o600 };
+    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed("protected"))?;
     if let Some(listener) = &listening.listener {
         listener.set_nonblocking(true).map_err(failed("used"))?;
     }

@@ -24,6 +24,8 @@ use crate::config::{Backend, Mount};
 pub use init::{InitError, Negotiated, PROTOCOL_MINOR};
 pub use mount::{MountError, SUBTYPE, Unmounted};
 
+/// For another server to finish mounting at the same place.
+const LOCK_LIMIT: Duration = Duration::from_secs(3);
 /// The kernel sends FUSE_INIT with the mount itself, so it is there at once.
 const INIT_LIMIT: Duration = Duration::from_secs(10);
 
@@ -50,6 +52,9 @@ pub enum ConnectError {
     /// No agreement with the kernel.
     #[error(transparent)]
     Init(#[from] InitError),
+    /// Somebody else was faster.
+    #[error("{} is mounted by Lighthouse FS already: stop the daemon that serves it, or run `umount {}`", .0.display(), .0.display())]
+    Taken(std::path::PathBuf),
     /// No second open file.
     #[error("the connection cannot be cloned through /dev/fuse ({0}), which backend fuse3 needs; {remedy}", remedy = helper::device_remedy(.0))]
     Clone(io::Error),
@@ -86,11 +91,15 @@ impl Connection {
     /// # Errors
     /// Each says what was tried, what happened, and what to do.
     pub fn establish(config: &Mount, starting: Backend, given: Option<OwnedFd>) -> Result<Self, ConnectError> {
+        // Held until the mount is seen in mountinfo.
+        let lock = if given.is_none() { lock(&config.mountpoint) } else { None };
         let (first, maker) = match given {
             Some(first) => (first, mount::Maker::Others),
+            None if is_taken(&config.mountpoint) => return Err(ConnectError::Taken(config.mountpoint.clone())),
             None => mount::mount(config, starting)?,
         };
         let place = mount::Place::of(config.place());
+        drop(lock);
         Self::open(first, maker.clone(), place.clone(), config).inspect_err(|_| {
             // With its descriptor the connection has gone.
             if let Err(error) = mount::unmount(&maker, &place, Duration::ZERO, || true) {
@@ -149,6 +158,12 @@ impl Connection {
         self.maker.name()
     }
 
+    /// The mount's number in mountinfo, if it could be seen when it was made.
+    #[must_use]
+    pub fn mount_id(&self) -> Option<u32> {
+        self.place.id()
+    }
+
     /// Whether the kernel has ended the connection (unmounted, or aborted).
     #[must_use]
     pub fn is_gone(&self) -> bool {
@@ -173,6 +188,8 @@ impl Connection {
     /// # Errors
     /// When even that fails; the mount is still there then, and still served while this process lives.
     pub fn unmount(&self, limit: Duration) -> io::Result<Unmounted> {
+        // Of a connection that was aborted nobody can still use anything.
+        let limit = if self.is_gone() { Duration::ZERO } else { limit };
         mount::unmount(&self.maker, &self.place, limit, || self.is_gone())
     }
 
@@ -188,6 +205,27 @@ impl Connection {
         let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
         fs::write(path, (self.negotiated.max_readahead / 1024).to_string())
     }
+}
+
+/// Keeps other servers from mounting at the same place at the same moment: a lock on the directory below, for as long as it
+/// is held. Without it, as of a directory that may not be read, only that moment is not guarded.
+fn lock(mountpoint: &Path) -> Option<OwnedFd> {
+    use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(mountpoint, flags, Mode::empty()).ok()?;
+    let end = Instant::now() + LOCK_LIMIT;
+    while flock(&directory, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if Instant::now() >= end {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Some(directory)
+}
+
+fn is_taken(mountpoint: &Path) -> bool {
+    let mounts = mountinfo::read().unwrap_or_default();
+    mountinfo::at(&mounts, mountpoint).is_some_and(mountinfo::Mounted::is_ours)
 }
 
 fn clone_of(first: &OwnedFd) -> io::Result<OwnedFd> {

@@ -287,6 +287,10 @@ impl Place {
         Self { mountpoint: mountpoint.to_owned(), made: mountinfo::at(&mounts, mountpoint).cloned() }
     }
 
+    pub(super) fn id(&self) -> Option<u32> {
+        self.made.as_ref().map(|made| made.id)
+    }
+
     pub(super) fn device(&self) -> Option<(u32, u32)> {
         self.made.as_ref().map(|made| made.device)
     }

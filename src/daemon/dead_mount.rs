@@ -28,6 +28,26 @@ enum State {
     Silent,
 }
 
+/// Whether the mount of ours at `place` is dead. Blocks for at most the deadline of the question.
+pub(super) fn is_dead(place: &Path) -> bool {
+    let mounts = mountinfo::read().unwrap_or_default();
+    mountinfo::at(&mounts, place).is_some_and(|mounted| matches!(state(mounted), Ok(State::Dead)))
+}
+
+/// Takes all dead mounts of ours away, after a server was killed of which only that is known.
+///
+/// # Errors
+/// When one stays.
+pub(super) fn clear_all() -> io::Result<()> {
+    for mounted in mountinfo::read()?.iter().filter(|mounted| mounted.is_ours()) {
+        if matches!(state(mounted), Ok(State::Dead)) {
+            mountinfo::detach(&mounted.place).map_err(io::Error::other)?;
+            tracing::warn!(mountpoint = %mounted.place.display(), "a dead mount was taken away");
+        }
+    }
+    Ok(())
+}
+
 /// Takes the dead mounts of ours away that are at `place`, and returns what is mounted now.
 ///
 /// # Errors

@@ -2,7 +2,7 @@
 //! cannot be served, and holds up nobody else meanwhile.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,9 +12,10 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::mount::{Beginning, End, Facts, Phase, Request, Task};
-use super::{Refusal, preflight, process};
+use super::{Refusal, leftover, preflight, process};
 use crate::api::ControlError;
 use crate::config::{Backend, Mount};
+use crate::server::orders::Hello;
 
 /// For the source to answer: one on a dead network file system does not.
 const CHECK: Duration = Duration::from_secs(10);
@@ -48,6 +49,37 @@ pub struct Keeper {
     requests: mpsc::Receiver<Request>,
     /// A look at the source that has not come back.
     checking: Option<JoinHandle<Result<PathBuf, Refusal>>>,
+}
+
+impl Plan {
+    /// What servers are to log.
+    fn log_level(&self) -> Option<String> {
+        let arguments = self.server_arguments.read();
+        arguments.iter().find_map(|argument| argument.strip_prefix("--log-level=")).map(str::to_owned)
+    }
+}
+
+/// A server that an earlier daemon has left.
+struct Found {
+    server: process::Server,
+    hello: Box<Hello>,
+    /// Whether it serves what is wanted, where it is wanted.
+    is_wanted: bool,
+}
+
+/// Looks for one at `meeting`. Blocks: the paths may lead through a file system that hangs.
+fn look(meeting: &Path, wanted: &Mount) -> Result<Option<Found>, End> {
+    let found = process::adopt(meeting, ADOPTION).map_err(|error| End::Failed(error.to_string()))?;
+    let Some((server, hello)) = found else { return Ok(None) };
+    let is_same =
+        |served: &Path, wanted: &Path| served == wanted || preflight::place(served) == preflight::place(wanted);
+    let is_wanted =
+        is_same(&hello.mount.source, &wanted.source) && is_same(&hello.mount.mountpoint, &wanted.mountpoint);
+    if !is_wanted {
+        // What works is not ended for the sake of what cannot.
+        preflight::check_source(&wanted.source).map_err(|refusal| End::Failed(refusal.to_string()))?;
+    }
+    Ok(Some(Found { server, hello, is_wanted }))
 }
 
 /// What to do after a server's end.
@@ -101,7 +133,7 @@ impl Keeper {
                 Next::Again(delay) => self.wait(Some(delay)).await,
             };
             if !goes_on {
-                let end = if matches!(next, Next::Over) { end } else { End::Stopped };
+                let end = if matches!(next, Next::Over) { end } else { self.end_unadopted().await };
                 self.facts.send_modify(|facts| facts.phase = Phase::Ended(end.clone()));
                 return end;
             }
@@ -110,6 +142,16 @@ impl Keeper {
 
     fn name(&self) -> String {
         self.facts.borrow().mount.name.clone()
+    }
+
+    /// Told to stop while it is not served: a server that could not be adopted is not to be left.
+    async fn end_unadopted(&self) -> End {
+        let Some(meeting) = self.plan.meeting.clone() else { return End::Stopped };
+        match tokio::task::spawn_blocking(move || leftover::end_one(&meeting)).await {
+            Ok(Ok(_)) => End::Stopped,
+            Ok(Err(error)) => End::Forced(error.to_string()),
+            Err(error) => End::Forced(error.to_string()),
+        }
     }
 
     fn note(&self, end: &End, next: Next) -> Next {
@@ -143,7 +185,6 @@ impl Keeper {
 
     /// One server, from its start or adoption to its end.
     async fn live(&mut self, resume: Option<Backend>) -> End {
-        self.facts.send_modify(|facts| facts.phase = Phase::Starting);
         let (server, place, beginning) = match self.begin(resume).await {
             Ok(begun) => begun,
             Err(end) => return end,
@@ -158,19 +199,26 @@ impl Keeper {
         if let Some(found) = self.adopt().await? {
             return Ok(found);
         }
-        let mount = self.facts.borrow().mount.clone();
+        let wanted = self.facts.borrow().wanted.clone();
+        let mut mount = (*wanted).clone();
         let (device, place) = match self.device.take() {
             // A descriptor's mount is somebody else's: where it is, and what becomes of it, is theirs to say.
             Some(device) => (Some(device), None),
-            None => (None, Some(self.check(&mount).await?)),
+            None => {
+                let place = self.check(&wanted).await?;
+                // As mountinfo will show it, so that every process speaks of the same place.
+                mount.mountpoint.clone_from(&place);
+                (None, Some(place))
+            }
         };
-        // As mountinfo will show it, so that every process speaks of the same place.
-        if let Some(place) = &place
-            && *place != mount.mountpoint
-        {
-            let settled = Arc::new(Mount { mountpoint: place.clone(), ..(*mount).clone() });
-            self.facts.send_modify(|facts| facts.mount = settled);
+        if let Some(at) = mount.mounted_at.take() {
+            let settled = tokio::task::spawn_blocking(move || preflight::place(&at));
+            mount.mounted_at = timeout(CHECK, settled).await.ok().and_then(Result::ok);
         }
+        self.facts.send_modify(|facts| {
+            facts.mount = Arc::new(mount);
+            facts.started_as = wanted;
+        });
         let server = process::start(device, &self.plan.server_arguments.read())
             .map_err(|error| End::Failed(error.to_string()))?;
         Ok((server, place, Beginning::Serve { meeting: self.plan.meeting.clone(), resume }))
@@ -179,14 +227,19 @@ impl Keeper {
     /// The server that an earlier daemon has left, if it did and if that server serves what is wanted.
     async fn adopt(&self) -> Result<Option<(process::Server, Option<PathBuf>, Beginning)>, End> {
         let Some(meeting) = self.plan.meeting.clone() else { return Ok(None) };
-        let found = tokio::task::spawn_blocking(move || process::adopt(&meeting, ADOPTION)).await;
-        let found = found.map_err(|error| End::Failed(error.to_string()))?;
-        let Some((server, hello)) = found.map_err(|error| End::Failed(error.to_string()))? else { return Ok(None) };
-        let wanted = self.facts.borrow().mount.clone();
+        let wanted = self.facts.borrow().wanted.clone();
+        let look = tokio::task::spawn_blocking({
+            let wanted = wanted.clone();
+            move || look(&meeting, &wanted)
+        });
+        let Ok(found) = timeout(ADOPTION + CHECK, look).await else {
+            let why = "whether an earlier daemon has left its server cannot be seen: a path to its mount point hangs";
+            return Err(End::Failed(why.into()));
+        };
+        let found = found.map_err(|error| End::Failed(error.to_string()))??;
+        let Some(Found { server, hello, is_wanted }) = found else { return Ok(None) };
         let served = &hello.mount;
-        if served.source != wanted.source
-            || preflight::place(&served.mountpoint) != preflight::place(&wanted.mountpoint)
-        {
+        if !is_wanted {
             tracing::warn!(
                 mount = wanted.name, source = %served.source.display(), mountpoint = %served.mountpoint.display(),
                 "an earlier daemon's server serves something else under this name; it is told to unmount"
@@ -194,23 +247,25 @@ impl Keeper {
             self.end(server).await?;
             return Ok(None);
         }
-        let same = Mount {
-            mountpoint: served.mountpoint.clone(),
-            deadlines: served.deadlines,
-            fallback: served.fallback,
-            ..(*wanted).clone()
-        };
-        if same != *served {
-            tracing::warn!(
-                mount = wanted.name,
-                "an earlier daemon's server is adopted, which was started with other settings: they count after a restart of this mount"
-            );
-        }
         tracing::info!(mount = wanted.name, active = %hello.active, "the server of an earlier daemon is adopted; it served all the time");
         let place = served.mounted_at.is_none().then(|| served.mountpoint.clone());
-        let settled = Mount { deadlines: wanted.deadlines, fallback: wanted.fallback, ..served.clone() };
-        self.facts.send_modify(|facts| facts.mount = Arc::new(settled));
-        Ok(Some((server, place, Beginning::Adopted(hello))))
+        let mount = Mount { deadlines: wanted.deadlines, fallback: wanted.fallback, ..served.clone() };
+        // The paths are the same, however they are written.
+        let (source, mountpoint) = (wanted.source.clone(), wanted.mountpoint.clone());
+        let started_as = Mount { source, mountpoint, ..mount.clone() };
+        self.facts.send_modify(|facts| {
+            facts.mount = Arc::new(mount);
+            facts.started_as = Arc::new(started_as);
+        });
+        let outdated = self.facts.borrow().outdated().join(", ");
+        if !outdated.is_empty() {
+            tracing::warn!(
+                mount = wanted.name,
+                "it was started with other settings ({outdated}): the new ones count when it is mounted again"
+            );
+        }
+        let log_level = self.plan.log_level();
+        Ok(Some((server, place, Beginning::Adopted { hello, log_level })))
     }
 
     async fn end(&self, server: process::Server) -> Result<(), End> {
@@ -266,7 +321,7 @@ impl Keeper {
                 }
                 Some(Request::Reconfigure(mount)) => {
                     self.checking = None;
-                    self.facts.send_modify(|facts| facts.mount = mount);
+                    self.facts.send_modify(|facts| facts.wanted = mount);
                     return true;
                 }
                 // The next server gets it among its arguments.

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use super::process;
+use super::{dead_mount, process};
 use crate::server::meeting;
 
 /// Ends those whose sockets are in `folder` and of whose mounts `is_to_end` says so; they unmount. What came of each. A
@@ -36,11 +36,15 @@ pub fn end(folder: &Path, is_to_end: impl Fn(&str) -> bool) -> Vec<(String, io::
 }
 
 /// Whether there was a server.
-fn end_one(path: &Path) -> io::Result<bool> {
+pub(super) fn end_one(path: &Path) -> io::Result<bool> {
     let Some((_line, pid)) = meeting::visit(path)? else {
         std::fs::remove_file(path)?;
         return Ok(false);
     };
-    process::end_process(pid, process::STOP)?;
+    if !process::end_process(pid, process::STOP)? {
+        // What it has left behind.
+        std::fs::remove_file(path)?;
+        dead_mount::clear_all()?;
+    }
     Ok(true)
 }

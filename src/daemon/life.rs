@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -144,6 +145,8 @@ fn check_together(settings: &Settings) -> Result<(), Failure> {
 struct Life {
     options: Options,
     server_arguments: Arc<RwLock<Vec<String>>>,
+    /// Whether readiness was announced.
+    is_ready: Arc<AtomicBool>,
     mounts: Mounts,
     keepers: JoinSet<(String, End)>,
 }
@@ -153,7 +156,7 @@ impl Life {
         let daemon = &options.settings.daemon;
         let server_arguments = Arc::new(RwLock::new((options.server_arguments)(daemon)));
         let mounts = Mounts::new(daemon.socket_group.is_some());
-        Self { options, server_arguments, mounts, keepers: JoinSet::new() }
+        Self { options, server_arguments, is_ready: Arc::default(), mounts, keepers: JoinSet::new() }
     }
 
     async fn live(&mut self, device: Option<std::os::fd::OwnedFd>, listening: &mut Listening) -> Result<(), Failure> {
@@ -169,7 +172,7 @@ impl Life {
         }
         self.mounts.set(handles);
         let (stop_api, api) = start_api(listening, self.mounts.clone())?;
-        tokio::spawn(announce(self.mounts.all()));
+        tokio::spawn(announce(self.mounts.all(), self.options.alone, self.is_ready.clone()));
         tokio::spawn(feed_watchdog());
         let end = self.heed_signals().await;
         if stop_api.send(()).is_ok() && timeout(FAREWELL, api).await.is_err() {
@@ -222,7 +225,7 @@ impl Life {
                 _ = interrupt.recv() => "SIGINT",
                 _ = hang_up.recv() => {
                     if self.options.reload.is_some() {
-                        self.reload();
+                        self.reload().await;
                         continue;
                     }
                     "SIGHUP"
@@ -244,7 +247,15 @@ impl Life {
         &self,
         ended: Result<(String, End), tokio::task::JoinError>,
     ) -> Result<Option<Result<(), Failure>>, Failure> {
-        let (mount, end) = ended.map_err(other)?;
+        let (mount, end) = match ended {
+            Ok(ended) => ended,
+            Err(error) if self.options.alone => return Err(other(error)),
+            // Its bug is no reason to give up the others.
+            Err(error) => {
+                tracing::error!(%error, "the keeper of a mount has failed; SIGHUP starts another");
+                return Ok(None);
+            }
+        };
         if !self.options.alone {
             tracing::info!(mount, "no longer served");
             return Ok(None);
@@ -279,17 +290,30 @@ impl Life {
     }
 
     /// Takes a new configuration, as far as that goes without a restart. A bad one changes nothing.
-    fn reload(&mut self) {
+    async fn reload(&mut self) {
         let Some(reload) = &self.options.reload else { return };
         match NotifyState::monotonic_usec_now() {
             Ok(now) => tell_systemd(&[NotifyState::Reloading, now]),
             Err(error) => tracing::debug!(%error, "no clock"),
         }
         match reload() {
-            Ok(settings) => self.take(settings),
+            Ok(settings) => {
+                match tokio::task::spawn_blocking(move || check_together(&settings).map(|()| settings)).await {
+                    Ok(Ok(settings)) => self.take(settings),
+                    Ok(Err(error)) => {
+                        tracing::error!("SIGHUP: the configuration is not good, and nothing has changed: {error}");
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "SIGHUP: the configuration could not be checked; nothing has changed");
+                    }
+                }
+            }
             Err(why) => tracing::error!("SIGHUP: the configuration is not good, and nothing has changed: {why}"),
         }
-        tell_systemd(&[NotifyState::Ready]);
+        // At the start, when that is over.
+        if self.is_ready.load(Relaxed) {
+            tell_systemd(&[NotifyState::Ready]);
+        }
     }
 
     fn take(&mut self, settings: Settings) {
@@ -363,7 +387,7 @@ fn start_api(listening: &mut Listening, mounts: Mounts) -> Result<Api, Failure> 
 }
 
 /// Says that the daemon is ready, on standard output and to systemd, when every mount is served or has failed.
-async fn announce(mounts: Vec<Handle>) {
+async fn announce(mounts: Vec<Handle>, alone: bool, is_ready: Arc<AtomicBool>) {
     let mut served = Vec::new();
     let total = mounts.len();
     for Handle { mut facts, prober, .. } in mounts {
@@ -390,7 +414,7 @@ async fn announce(mounts: Vec<Handle>) {
     }
     let line = match &served[..] {
         // The only one, and the daemon ends with it.
-        [] if total == 1 => return,
+        [] if alone => return,
         [one] if total == 1 => format!("serving {one}"),
         _ => format!("serving {} of {total} mounts", served.len()),
     };
@@ -398,6 +422,7 @@ async fn announce(mounts: Vec<Handle>) {
     if let Err(error) = writeln!(io::stdout(), "{line}") {
         tracing::debug!(%error, "nobody reads the ready line");
     }
+    is_ready.store(true, Relaxed);
     tell_systemd(&[NotifyState::Ready, NotifyState::Status(&line)]);
 }
 

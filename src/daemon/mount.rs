@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
-use super::process;
 use super::running::{Event, Running};
+use super::{dead_mount, process};
 use crate::api::ControlError;
 use crate::api::model::LastSwitch;
 use crate::config::{Backend, Mount};
@@ -89,8 +89,12 @@ pub enum End {
 /// What the daemon knows of a mount beside its ledger.
 #[derive(Clone)]
 pub struct Facts {
-    /// What it is to be.
+    /// What it is, as far as it is served: its place as mountinfo shows it, and what could change live has.
     pub mount: Arc<Mount>,
+    /// What is configured now; what could not change live counts for the next server.
+    pub wanted: Arc<Mount>,
+    /// What was configured when its server started.
+    pub started_as: Arc<Mount>,
     /// Where its life has got to.
     pub phase: Phase,
     /// The serving process, and what it counts.
@@ -112,6 +116,8 @@ impl Facts {
     #[must_use]
     pub fn new(mount: Arc<Mount>) -> Self {
         Self {
+            wanted: mount.clone(),
+            started_as: mount.clone(),
             mount,
             phase: Phase::Starting,
             server: None,
@@ -121,6 +127,28 @@ impl Facts {
             deaths: 0,
             last_switch: None,
         }
+    }
+
+    /// Keys whose configured values do not count before another server starts.
+    #[must_use]
+    pub fn outdated(&self) -> Vec<&'static str> {
+        let (now, then) = (&self.wanted, &self.started_as);
+        [
+            ("source", now.source != then.source),
+            ("mountpoint", now.mountpoint != then.mountpoint),
+            ("backend", now.backend != then.backend),
+            ("helper", now.helper != then.helper),
+            ("allow_other", now.allow_other != then.allow_other),
+            ("read_only", now.read_only != then.read_only),
+            ("suid", now.suid != then.suid),
+            ("dev", now.dev != then.dev),
+            ("exec", now.exec != then.exec),
+            ("io", now.io != then.io),
+            ("cache", now.cache != then.cache),
+        ]
+        .into_iter()
+        .filter_map(|(key, is_other)| is_other.then_some(key))
+        .collect()
     }
 }
 
@@ -147,7 +175,12 @@ pub enum Beginning {
         resume: Option<Backend>,
     },
     /// It serves already, started by an earlier daemon.
-    Adopted(Box<Hello>),
+    Adopted {
+        /// What it says of itself.
+        hello: Box<Hello>,
+        /// What it is to log from now on.
+        log_level: Option<String>,
+    },
 }
 
 /// The task of one server: from its first order, or its adoption, to its end.
@@ -194,8 +227,16 @@ impl<'a> Task<'a> {
     pub async fn run(mut self, beginning: Beginning) -> End {
         let begun = match beginning {
             Beginning::Serve { meeting, resume } => self.start(meeting, resume).await,
-            Beginning::Adopted(hello) => {
+            Beginning::Adopted { hello, log_level } => {
                 self.greet(*hello);
+                // It knows those of an earlier daemon.
+                let adjust = Order::Adjust { deadlines: self.mount.deadlines };
+                if let Err(error) = self.server.send(&adjust) {
+                    tracing::warn!(mount = self.mount.name, %error, "the server cannot be told of its deadlines");
+                }
+                if let Some(level) = log_level {
+                    self.set_log_level(level);
+                }
                 Ok(())
             }
         };
@@ -259,8 +300,8 @@ impl<'a> Task<'a> {
     }
 
     fn greet(&mut self, hello: Hello) {
-        self.number = self.place.as_deref().and_then(ours_at);
-        let Hello { stable, active, protocol_minor, helper, unavailable, last_switch, .. } = hello;
+        let Hello { mount_id, stable, active, protocol_minor, helper, unavailable, last_switch, .. } = hello;
+        self.number = self.place.as_deref().and(mount_id);
         self.facts.send_modify(|facts| {
             facts.phase = Phase::Serving;
             facts.greeting = Some(Greeting { stable, active, protocol_minor, helper });
@@ -279,7 +320,11 @@ impl<'a> Task<'a> {
 
     /// Takes what can change under a server that serves; the rest counts when it is mounted again.
     fn reconfigure(&mut self, wanted: &Mount) {
+        self.facts.send_modify(|facts| facts.wanted = Arc::new(wanted.clone()));
         let live = Mount { deadlines: wanted.deadlines, fallback: wanted.fallback, ..(*self.mount).clone() };
+        if live == *self.mount {
+            return;
+        }
         if live.deadlines != self.mount.deadlines
             && let Err(error) = self.server.send(&Order::Adjust { deadlines: live.deadlines })
         {
@@ -385,7 +430,7 @@ impl<'a> Task<'a> {
                         if lazily {
                             tracing::warn!(
                                 mount = self.mount.name,
-                                "the mount was busy: detached, programs that use it keep what they have open until they end"
+                                "the mount was busy: detached lazily; what programs have open in it fails from now on (ENOTCONN)"
                             );
                         }
                         return End::Stopped;
@@ -481,12 +526,19 @@ fn ours_at(place: &Path) -> Option<u32> {
     }
 }
 
-/// Takes a mount of ours away that a dead server has left at `place`, if there is one, and if it is `number` when that
-/// is known.
+/// Takes a mount of ours away that a dead server has left at `place`, if there is one: that of this number, or, if the
+/// server died before it told the number, one that is dead.
 async fn clean(mount: &str, place: &Path, number: Option<u32>) {
     let Some(found) = ours_at(place) else { return };
     if number.is_some_and(|number| number != found) {
         return tracing::warn!(mount, place = %place.display(), "another mount has taken the place; left alone");
+    }
+    if number.is_none() {
+        let at = place.to_path_buf();
+        let is_dead = tokio::task::spawn_blocking(move || dead_mount::is_dead(&at));
+        if !matches!(timeout(CLEANING, is_dead).await, Ok(Ok(true))) {
+            return tracing::debug!(mount, "another server has mounted there; left alone");
+        }
     }
     let at = place.to_path_buf();
     match timeout(CLEANING, tokio::task::spawn_blocking(move || mountinfo::detach(&at))).await {

@@ -301,7 +301,7 @@ enum LastLink {
 }
 
 /// The path as mountinfo would show a mount there. The last component, which may be a dead mount, is not looked at.
-pub(super) fn settled(path: &Path, mounts: &[Mounted]) -> PathBuf {
+fn settled(path: &Path, mounts: &[Mounted]) -> PathBuf {
     walked(path, LastLink::Kept, mounts)
 }
 

@@ -18,7 +18,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::time::{sleep, timeout};
 
 use super::mount::{Facts, Phase};
-use super::preflight;
 use crate::api::model::{Health, ProbeStatus};
 use crate::config::Mount;
 use crate::connection::mountinfo::{self, Mounted};
@@ -180,7 +179,7 @@ async fn follow(mut facts: watch::Receiver<Facts>, probed: watch::Sender<Probed>
     loop {
         let Ok(begun) = facts.wait_for(is_served).await.map(|facts| facts.clone()) else { return };
         let is_other = |facts: &Facts| {
-            !is_served(facts) || server(facts) != server(&begun) || !Arc::ptr_eq(&facts.mount, &begun.mount)
+            !is_served(facts) || server(facts) != server(&begun) || asked(&facts.mount) != asked(&begun.mount)
         };
         let over = facts.wait_for(is_other);
         let is_over = if let Some(why) = off(&begun.mount) {
@@ -205,6 +204,11 @@ async fn follow(mut facts: watch::Receiver<Facts>, probed: watch::Sender<Probed>
             return;
         }
     }
+}
+
+/// What the questions depend on.
+fn asked(mount: &Mount) -> (&Path, Duration) {
+    (mount.place(), mount.deadlines.probe)
 }
 
 fn server(facts: &Facts) -> Option<u32> {
@@ -301,7 +305,7 @@ impl Asking<'_> {
     fn find(&self) -> Result<(u32, u32), String> {
         let mounts = mountinfo::read().map_err(|error| format!("/proc/self/mountinfo cannot be read: {error}"))?;
         let is_right = |mounted: &&Mounted| if self.is_lent { mounted.is_fuse() } else { mounted.is_ours() };
-        let found = mountinfo::at(&mounts, &preflight::settled(&self.place, &mounts)).filter(is_right);
+        let found = mountinfo::at(&mounts, &self.place).filter(is_right);
         found.map(|mounted| mounted.device).ok_or_else(|| misplaced(&self.place))
     }
 

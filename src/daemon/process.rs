@@ -16,6 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use super::dead_mount;
 use crate::ledger::{Ledger, LedgerError};
 use crate::server::meeting;
 use crate::server::orders::{Hello, Line, Report, VERSION};
@@ -128,29 +129,30 @@ pub fn end(server: Server) -> io::Result<()> {
         Process::Adopted(pid) => *pid,
     };
     // A signal, since whatever version it is, it knows that.
-    let ended = end_process(pid, STOP);
+    let in_order = end_process(pid, STOP)?;
     drop(line);
-    ended
+    if in_order { Ok(()) } else { dead_mount::clear_all() }
 }
 
-/// Sends SIGTERM, and at `limit` SIGKILL. Blocks until the process has ended, at most a little longer than `limit`.
+/// Sends SIGTERM, and at `limit` SIGKILL. Blocks until the process has ended, at most a little longer than `limit`. `false`:
+/// it had to be killed, so that it has not unmounted.
 ///
 /// # Errors
 /// When it may not be signalled, or outlives SIGKILL.
-pub fn end_process(pid: Pid, limit: Duration) -> io::Result<()> {
+pub fn end_process(pid: Pid, limit: Duration) -> io::Result<bool> {
     let process = match pidfd_open(pid, PidfdFlags::empty()) {
         Ok(process) => process,
-        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        Err(rustix::io::Errno::SRCH) => return Ok(true),
         Err(error) => return Err(error.into()),
     };
     for (signal, limit) in [(Signal::TERM, limit), (Signal::KILL, DEATH)] {
         match pidfd_send_signal(&process, signal) {
-            Err(rustix::io::Errno::SRCH) => return Ok(()),
+            Err(rustix::io::Errno::SRCH) => return Ok(true),
             sent => sent?,
         }
         let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
         if poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], timeout)? > 0 {
-            return Ok(());
+            return Ok(signal == Signal::TERM);
         }
     }
     Err(io::Error::other(format!("process {} outlives SIGKILL: its source hangs in the kernel", pid.as_raw_nonzero())))

@@ -190,6 +190,13 @@ fn judge(
         (Phase::Serving | Phase::Switching, _) => {}
     }
     let mut reasons = Vec::new();
+    let outdated = facts.outdated();
+    if !outdated.is_empty() {
+        reasons.push(format!(
+            "it is served as it was configured before: {} counts when it is mounted again (umount, then SIGHUP)",
+            outdated.join(", ")
+        ));
+    }
     match probed.verdict() {
         Some((Health::Unhealthy, why)) => return unhealthy(why),
         Some((_, why)) => reasons.push(why),

@@ -24,8 +24,13 @@ impl Meeting {
     /// Listens at `path`, whose folder exists. What a dead server has left there is replaced.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// When another server listens there, or the kernel refuses.
     pub fn at(path: &Path) -> io::Result<Self> {
+        if visit(path)?.is_some() {
+            return Err(io::Error::other(
+                "another server of this mount lives: end it with `lighthouse-fs end-servers`",
+            ));
+        }
         let (folder, name) = open_folder(path)?;
         match rustix::fs::unlinkat(&folder, &name, AtFlags::empty()) {
             Ok(()) | Err(rustix::io::Errno::NOENT) => {}
@@ -154,6 +159,7 @@ mod tests {
         line.send(&Order::Stop).unwrap();
         assert_eq!(theirs.receive::<Order>(Duration::from_secs(1)).unwrap(), Order::Stop);
         assert!(meeting.accept().unwrap().is_none(), "nobody else has come");
+        assert!(Meeting::at(&path).unwrap_err().to_string().contains("another server"));
         drop(meeting);
         assert!(!path.exists());
     }

@@ -114,12 +114,13 @@ fn serve(daemon: &mut Daemon, ledger: Ledger, shared: OwnedFd, device: Option<Ow
         Order::Stop => return Ok(()),
         other => anyhow::bail!("{other:?} before the order to serve"),
     };
-    let (mut control, _prepared) = Control::start(mount, resume, ledger, shared, device)?;
+    // Before anything is mounted: two servers of one mount must never be.
     if let Some(path) = meeting {
         let meeting = Meeting::at(&path);
         daemon.meeting =
             Some(meeting.map_err(|error| anyhow::anyhow!("the server cannot listen on {}: {error}", path.display()))?);
     }
+    let (mut control, _prepared) = Control::start(mount, resume, ledger, shared, device)?;
     daemon.hear(&control.hello());
     let end = control.obey(daemon, &signals)?;
     control.finish(daemon, end)
@@ -133,13 +134,21 @@ fn establish(
 ) -> anyhow::Result<(Connection, Backend, Vec<Unavailable>)> {
     let mut unavailable = Vec::new();
     let mut device = device;
-    for (index, backend) in order.iter().copied().enumerate() {
+    for backend in order.iter().copied() {
         let is_given = device.is_some();
         match Connection::establish(mount, backend, device.take()) {
             Ok(connection) => return Ok((connection, backend, unavailable)),
             // Another helper makes a difference only where each backend has its own.
-            Err(error) if is_given || index + 1 == order.len() || !error.is_the_helpers() => return Err(error.into()),
+            Err(error) if is_given || !error.is_the_helpers() => return Err(error.into()),
             Err(error) => unavailable.push(Unavailable { backend, reason: error.to_string() }),
+        }
+    }
+    match &unavailable[..] {
+        [] => {}
+        [only] => anyhow::bail!("{}", only.reason),
+        all => {
+            let reasons: Vec<_> = all.iter().map(|one| format!("{}: {}", one.backend, one.reason)).collect();
+            anyhow::bail!("no backend comes up: {}", reasons.join("; "))
         }
     }
     anyhow::bail!("this build has no backend: build it with the cargo feature `fuse2` or `fuse3`")
@@ -239,6 +248,7 @@ impl Control {
         Report::Hello(Box::new(Hello {
             version: orders::VERSION,
             mount: self.mount.clone(),
+            mount_id: self.served.connection().mount_id(),
             stable: self.stable,
             active: self.served.active(),
             protocol_minor: self.served.connection().negotiated().kernel_minor,

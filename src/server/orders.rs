@@ -92,6 +92,8 @@ pub struct Hello {
     pub version: u32,
     /// What is served.
     pub mount: Mount,
+    /// The mount's number in mountinfo, if it could be seen.
+    pub mount_id: Option<u32>,
     /// The backend that serves when nobody wants another: the configured one, or, if that is `auto`, the first that works.
     pub stable: Backend,
     /// The backend that serves.
