@@ -38,6 +38,15 @@ fn completions(shell: &str) -> Vec<u8> {
     output.stdout
 }
 
+#[test]
+fn bash_completes_subcommands_and_their_options() {
+    let script = "source <(\"$0\" completions bash); COMP_WORDS=(lighthouse-fs switch --js); COMP_CWORD=2; \
+        _lighthouse__fs lighthouse-fs --js switch; echo \"${COMPREPLY[@]}\"";
+    let output =
+        std::process::Command::new("bash").args(["-c", script, env!("CARGO_BIN_EXE_lighthouse-fs")]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "--json", "{output:?}");
+}
+
 #[rstest]
 #[case("bash", &["-n"])]
 #[case("zsh", &["-n"])]

@@ -192,6 +192,15 @@ fn fail_loading(errors: &Errors) -> ExitCode {
 }
 
 fn fail_asking(error: &ClientError) -> ExitCode {
+    if let ClientError::NoDaemon { socket, .. } = error {
+        let left = crate::server::meeting::names(&socket::servers(socket)).map_or(0, |names| names.len());
+        if left > 0 {
+            let why = format_args!(
+                "{error}; an earlier one has left {left} mounts served: started again the same way it takes them over, and `lighthouse-fs end-servers` unmounts them"
+            );
+            return fail(exit::NO_DAEMON, why);
+        }
+    }
     fail(if error.is_unanswered() { exit::NO_DAEMON } else { exit::FAILED }, error)
 }
 

@@ -41,7 +41,8 @@ pub struct Man {
 pub fn complete(args: &Completions) -> ExitCode {
     let mut text = Vec::new();
     clap_complete::generate(args.shell, &mut shown(), NAME, &mut text);
-    say(String::from_utf8_lossy(&text).trim_end())
+    // clap_complete's script for bash writes the hyphen of the program's name in two ways, and so finds no subcommand.
+    say(String::from_utf8_lossy(&text).trim_end().replace("lighthouse__subcmd__fs", "lighthouse__fs"))
 }
 
 /// The program without its hidden subcommands, which a shell would offer all the same.

@@ -29,7 +29,12 @@ pub struct Args {
 /// Asks the daemon to switch.
 pub fn run(args: &Args, global: &Global) -> ExitCode {
     ask(async {
-        match Client::new(&global.socket()).switch(&args.mount, args.backend).await {
+        let client = Client::new(&global.socket());
+        // A switch may take its time, and one that nobody waits for is done all the same: first whether somebody is there.
+        if let Err(error) = client.status().await {
+            return fail_asking(&error);
+        }
+        match client.switch(&args.mount, args.backend).await {
             Ok(answer) if args.json => say_json(&answer),
             Ok(answer) => say(sentence(&args.mount, &answer)),
             Err(error) => fail_asking(&error),

@@ -179,6 +179,7 @@ impl Keeper {
             }
             facts.greeting = None;
             facts.deaths += u32::from(died);
+            facts.failures += u32::from(matches!(next, Next::Again(_)));
         });
         next
     }

@@ -163,7 +163,10 @@ impl Life {
         if !self.options.mounts_end_too {
             let folder = socket::servers(&self.options.settings.daemon.socket);
             socket::make_private(&folder).map_err(other)?;
-            self.end_strangers(folder);
+            // Whoever serves one directory by hand does not speak for what a service has left there.
+            if !self.options.alone {
+                self.end_strangers(folder);
+            }
         }
         let mut handles = Vec::new();
         let mut device = device;

@@ -107,6 +107,8 @@ pub struct Facts {
     pub last_active: Option<Backend>,
     /// How often a server of it has died.
     pub deaths: u32,
+    /// Attempts that have failed since it was last served.
+    pub failures: u32,
     /// The last change of backend.
     pub last_switch: Option<LastSwitch>,
 }
@@ -125,6 +127,7 @@ impl Facts {
             unavailable: Vec::new(),
             last_active: None,
             deaths: 0,
+            failures: 0,
             last_switch: None,
         }
     }
@@ -307,6 +310,11 @@ impl<'a> Task<'a> {
             facts.greeting = Some(Greeting { stable, active, protocol_minor, helper });
             facts.unavailable = unavailable;
         });
+        let mut failures = 0;
+        self.facts.send_modify(|facts| failures = std::mem::take(&mut facts.failures));
+        if failures > 0 {
+            tracing::info!(mount = self.mount.name, %active, failures, "it is served again");
+        }
         if let Some(PastSwitch { switched, at }) = last_switch {
             self.record(&switched, at);
         }

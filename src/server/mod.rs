@@ -406,9 +406,9 @@ impl Control {
         };
         match end {
             End::NobodyServes(why) => anyhow::bail!("no backend can serve: {why}"),
-            End::ConnectionGone if is_aborted => anyhow::bail!(
-                "somebody has aborted the connection (/sys/fs/fuse/connections); the mount is taken away: serve it again"
-            ),
+            End::ConnectionGone if is_aborted => {
+                anyhow::bail!("somebody has aborted the connection (/sys/fs/fuse/connections); the mount is taken away")
+            }
             End::ConnectionGone | End::Told => {}
         }
         let stopped = Report::Stopped { lazily: unmounted == Unmounted::Lazily, by_others: is_gone };
