@@ -122,9 +122,10 @@ fn a_hung_handler(#[case] hung: Backend, #[case] handlers: Handlers) {
             for name in ["victim1", "other"] {
                 assert_eq!(read_first_byte(&stage.path(name)).unwrap(), b'c');
             }
-            stage.assert_all_answered();
             stop.store(true, SeqCst);
             let (failures, longest) = worker.join().unwrap();
+            // Not while somebody still works: on a loaded machine one of its requests may be under way at every look.
+            stage.assert_all_answered();
             assert!(failures.is_empty(), "{failures:?}");
             assert!(worked.load(SeqCst) > 0);
             // With every other thread free, nobody waits for the deadline of those that hang.
