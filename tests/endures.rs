@@ -16,9 +16,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rstest::rstest;
 use support::{
-    Backend, COMMAND_LIMIT, Mount, ROOT_DIRECT, Sandbox, Tier, USER_FUSERMOUNT3, User, Way, require_root,
-    unless_skipped, wait_for,
+    Backend, COMMAND_LIMIT, Mount, ROOT_DIRECT, Tier, USER_FUSERMOUNT3, Way, require_root, unless_skipped, wait_for,
 };
+#[cfg(all(feature = "fuse2", feature = "fuse3"))]
+use support::{Sandbox, User};
 
 fn send(signal: Signal, pid: i32) {
     kill(Pid::from_raw(pid), signal).expect("a running process");
