@@ -170,7 +170,6 @@ impl Keeper {
             }
             _ => Phase::Ended(end.clone()),
         };
-        let died = matches!(end, End::Died(_));
         // The last word of a mount that is over comes with the end of its task.
         let is_over = matches!(next, Next::Over);
         self.facts.send_modify(|facts| {
@@ -178,7 +177,6 @@ impl Keeper {
                 facts.phase = phase;
             }
             facts.greeting = None;
-            facts.deaths += u32::from(died);
             facts.failures += u32::from(matches!(next, Next::Again(_)));
         });
         next

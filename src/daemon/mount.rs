@@ -105,8 +105,6 @@ pub struct Facts {
     pub unavailable: Vec<Unavailable>,
     /// The backend that the last server's end has met.
     pub last_active: Option<Backend>,
-    /// How often a server of it has died.
-    pub deaths: u32,
     /// Attempts that have failed since it was last served.
     pub failures: u32,
     /// The last change of backend.
@@ -126,7 +124,6 @@ impl Facts {
             greeting: None,
             unavailable: Vec::new(),
             last_active: None,
-            deaths: 0,
             failures: 0,
             last_switch: None,
         }

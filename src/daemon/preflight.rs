@@ -48,18 +48,6 @@ impl Own {
         Self { what: "control socket", path: path.into(), remedy: "use --socket" }
     }
 
-    /// The folder of what outlives the daemon.
-    #[must_use]
-    pub fn state_directory(path: impl Into<PathBuf>) -> Self {
-        Self { what: "state directory", path: path.into(), remedy: "set state_dir to a folder outside" }
-    }
-
-    /// The file of the API's token.
-    #[must_use]
-    pub fn token(path: impl Into<PathBuf>) -> Self {
-        Self { what: "token file", path: path.into(), remedy: "set token_file to a file outside" }
-    }
-
     /// What this process was started with: the file behind its standard error, and its temporary folder.
     #[must_use]
     pub fn of_this_process() -> Vec<Self> {
@@ -416,8 +404,6 @@ mod tests {
 
     #[rstest]
     #[case(Own::socket("/mnt/control.sock"), "the control socket /mnt/control.sock lies in the mount point /mnt:")]
-    #[case(Own::state_directory("/mnt"), "the state directory /mnt lies in")]
-    #[case(Own::token("/mnt/secrets/token"), "set token_file to")]
     fn what_the_daemon_needs_lies_outside(#[case] own: Own, #[case] why: &str) {
         let wrong = wrong(&[("/srv", "/mnt")], &[Own::socket("/mnt2/control.sock"), own]);
         assert!(wrong[0].1.contains(why), "{wrong:?}");

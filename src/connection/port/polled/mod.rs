@@ -18,9 +18,11 @@
 //!   the forwarder carries into ENOENT.
 //! * *The runtime's thread itself hangs in a handler*: see [`force_detach`](Port::force_detach).
 
+mod free_slots;
+mod obey;
+mod timer;
+
 use std::any::Any;
-use std::cell::{Cell, RefCell};
-use std::future::Future;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{
@@ -32,7 +34,6 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rustix::event::epoll;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::{
     Notify,
     mpsc::{UnboundedReceiver, UnboundedSender},
@@ -42,6 +43,8 @@ use super::super::{Connection, wire};
 use super::{Drained, Lease, OnEnd, Order, Plug, Port, PortError, State, Unbegun, Wires};
 use crate::config::Backend;
 use crate::ledger::{AnswerStatus, Ledger, Operation};
+use free_slots::FreeSlots;
+use timer::pause;
 
 /// A `writev(2)` of 1 MiB that had begun when the runtime's thread was found stuck must not meet the socket.
 const GRACE: Duration = Duration::from_millis(20);
@@ -66,36 +69,6 @@ enum Gate {
 #[must_use = "a request that was entered must be finished"]
 pub struct InTask {
     slot: usize,
-}
-
-/// Slots that no request is in. Only tasks take and return them, and those of a port run on one thread, its runtime's.
-#[derive(Default)]
-struct FreeSlots {
-    slots: RefCell<Vec<usize>>,
-    /// Tasks that wait for one.
-    waiting: Cell<usize>,
-}
-
-impl FreeSlots {
-    fn take() -> Option<usize> {
-        FREE_SLOTS.with(|free| free.slots.borrow_mut().pop())
-    }
-
-    /// Whether somebody waits for it.
-    fn put_back(slot: usize) -> bool {
-        FREE_SLOTS.with(|free| {
-            free.slots.borrow_mut().push(slot);
-            free.waiting.get() > 0
-        })
-    }
-
-    fn count_waiting(change: isize) {
-        FREE_SLOTS.with(|free| free.waiting.set(free.waiting.get().saturating_add_signed(change)));
-    }
-}
-
-thread_local! {
-    static FREE_SLOTS: FreeSlots = FreeSlots::default();
 }
 
 /// The request must not run: the port has given its session up.
@@ -152,30 +125,6 @@ pub struct PolledPort {
     inbox: Mutex<Option<UnboundedReceiver<Command>>>,
     on_end: OnEnd,
     keep: OnceLock<Box<dyn Any + Send + Sync>>,
-}
-
-/// Waits. On a timer of the kernel, since the runtime has none: tokio's would read the clock at each of its turns, which are
-/// as many as requests.
-async fn pause(length: Duration) {
-    // SAFETY: an OwnedFd gives the same open descriptor for as long as it lives.
-    match timer(length).ok().and_then(|timer| unsafe { AsyncFd::register(timer) }.ok()) {
-        // Readable means over, and so does an error.
-        Some(timer) => drop(timer.readable().await),
-        // Without descriptors the caller looks again sooner.
-        None => tokio::task::yield_now().await,
-    }
-}
-
-fn timer(length: Duration) -> io::Result<OwnedFd> {
-    use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
-    let timer =
-        rustix::time::timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
-    let once = Itimerspec {
-        it_interval: Timespec::default(),
-        it_value: Timespec::try_from(length).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 }),
-    };
-    rustix::time::timerfd_settime(&timer, TimerfdTimerFlags::empty(), &once)?;
-    Ok(timer)
 }
 
 impl PolledPort {
@@ -429,7 +378,7 @@ impl PolledPort {
     /// When the forwarder cannot be started.
     pub fn open_for_orders(&self) -> Result<(), PortError> {
         self.baseline.store(tokio::runtime::Handle::current().metrics().num_alive_tasks(), Relaxed);
-        FREE_SLOTS.with(|free| free.slots.replace(self.lease.range().rev().collect()));
+        FreeSlots::set(self.lease.range().rev());
         self.wires.start_forwarder().map_err(|source| PortError::System { what: "starting the forwarder", source })
     }
 
@@ -456,137 +405,6 @@ impl PolledPort {
             *self.state.lock() = State::Ended;
             (self.on_end)();
         }
-    }
-
-    /// Obeys orders until the session is retired. `session` is the session's main task. To be run by `block_on`.
-    pub async fn run(&self, session: impl Future<Output = ()>) {
-        let Some(mut inbox) = self.inbox.lock().take() else { return };
-        let mut session = std::pin::pin!(session);
-        loop {
-            let command = tokio::select! {
-                command = inbox.recv() => command,
-                () = &mut session, if !self.has_ended.load(SeqCst) => { self.session_ended(); continue }
-            };
-            let obey = async {
-                match command {
-                    Some(Command::Ping(answer)) => drop(answer.send(self.obey_ping().await)),
-                    Some(Command::Detach(ticket, answer)) if ticket.take() => {
-                        drop(answer.send(self.obey_detach().await));
-                    }
-                    Some(Command::Detach(..)) => {}
-                    Some(Command::Drain(end, answer)) => drop(answer.send(self.obey_drain(end).await)),
-                    Some(Command::Settle(end, answer)) => drop(answer.send(Ok(self.wait_for_tasks(0, end).await))),
-                    Some(Command::Retire) | None => return self.obey_retire().await,
-                }
-                false
-            };
-            let mut obey = std::pin::pin!(obey);
-            let over = loop {
-                tokio::select! {
-                    biased;
-                    () = &mut session, if !self.has_ended.load(SeqCst) => self.session_ended(),
-                    over = &mut obey => break over,
-                }
-            };
-            if over {
-                return;
-            }
-        }
-    }
-
-    async fn pass_nudges(&self, count: u64) -> Result<(), PortError> {
-        for _ in 0..count {
-            let wanted = self.nudges.load(SeqCst) + 1;
-            self.wires.nudge(wanted).map_err(|source| PortError::System { what: "a nudge to the session", source })?;
-            while self.nudges.load(SeqCst) < wanted {
-                if self.has_ended.load(SeqCst) {
-                    return Err(PortError::Ended(Backend::Fuse3));
-                }
-                self.nudged.notified().await;
-            }
-        }
-        Ok(())
-    }
-
-    async fn obey_ping(&self) -> Result<(), PortError> {
-        if self.has_ended.load(SeqCst) {
-            return Err(PortError::Ended(Backend::Fuse3));
-        }
-        self.pass_nudges(1).await
-    }
-
-    async fn obey_detach(&self) -> Result<usize, PortError> {
-        let plug = self.plug()?;
-        self.take_device_out();
-        self.set_gate(Gate::Closed);
-        let silenced = match plug.point_at(&self.wires.socket) {
-            Ok(()) => self.pass_nudges(2).await,
-            Err(error) => Err(error),
-        };
-        // The runtime may have hung in between, and everything been done without it.
-        let is_given_up = self.is_given_up.lock();
-        if *is_given_up {
-            return Err(PortError::Ended(Backend::Fuse3));
-        }
-        let restored = plug.point_at(self.wires.device());
-        self.set_gate(Gate::Open);
-        drop(is_given_up);
-        restored?;
-        // A session that has ended reads no more either; its tasks still answer.
-        match silenced {
-            Ok(()) | Err(PortError::Ended(_)) => Ok(self.requests_alive()),
-            Err(error) => {
-                self.join_set(self.wires.device())?;
-                Err(error)
-            }
-        }
-    }
-
-    async fn obey_drain(&self, end: Instant) -> Result<Drained, PortError> {
-        let in_flight = self.in_hand.load(SeqCst);
-        let mut answered_for_hung = 0;
-        if !self.wait_for_tasks(0, end).await {
-            let abandoned = self.answer_for_all();
-            answered_for_hung = abandoned.1;
-            // Tasks that never got a slot are in no list: they answer EIO themselves, now.
-            self.set_gate(Gate::Stale);
-            self.wait_for_tasks(abandoned.0, Instant::now() + LAST_ANSWERS).await;
-        }
-        self.plug()?.point_at(&self.wires.socket)?;
-        Ok(Drained { in_flight, answered_for_hung })
-    }
-
-    /// Waits until at most `left` requests are alive. `false`: not in time.
-    async fn wait_for_tasks(&self, left: usize, end: Instant) -> bool {
-        let mut glances = 0_u32;
-        while self.requests_alive() > left {
-            if Instant::now() >= end {
-                return false;
-            }
-            glances += 1;
-            if glances < 100 {
-                tokio::task::yield_now().await;
-            } else {
-                pause(Duration::from_micros(500)).await;
-            }
-        }
-        true
-    }
-
-    async fn obey_retire(&self) -> bool {
-        while self.requests_alive() > 0 {
-            pause(Duration::from_millis(50)).await;
-        }
-        if !self.has_ended.load(SeqCst) {
-            if let Err(error) = self.wires.destroy() {
-                tracing::warn!(%error, "a retired session of fuse3 could not be told to end");
-                return true;
-            }
-            while !self.has_ended.load(SeqCst) {
-                self.nudged.notified().await;
-            }
-        }
-        true
     }
 
     /// Marks every request in a slot and answers EIO for it: how many were marked, and for how many the kernel was waiting.
