@@ -7,8 +7,9 @@
 //! ```no_run
 //! use std::sync::Arc;
 //!
+//! use lighthouse_fs::ledger::{Cause, Ledger};
 //! use lighthouse_fs::vfs::{Access, PassThrough};
-//! use lighthouse_fs::{backend, config::Mount, connection::Connection, ledger::Ledger, server::Served};
+//! use lighthouse_fs::{backend, config::Mount, connection::Connection, server::Served};
 //!
 //! fn main() -> Result<(), Box<dyn std::error::Error>> {
 //!     // First of all: crate fuse3 runs this very program as its mount helper.
@@ -19,14 +20,14 @@
 //!     let connection = Connection::establish(&mount, mount.backend.resolve(), None)?;
 //!     // While there is one thread: PATH is changed for that helper.
 //!     let _prepared = backend::prepare();
-//!     let (ledger, _descriptor) = Ledger::create()?;
+//!     let ledger = Ledger::create()?;
 //!     // A real server hands what comes here to `Served::session_ended`, and so fails over.
 //!     let when_a_session_ends = Arc::new(|session| eprintln!("{session:?} has ended"));
 //!     let (mut served, _unavailable) =
 //!         Served::start(&mount, connection, Arc::new(vfs), ledger, when_a_session_ends)?;
 //!
 //!     // Programs in the mount do not notice.
-//!     let switched = served.switch(served.active().other(), "to show it")?;
+//!     let switched = served.switch(served.active().other(), Cause::Operator, "to show it")?;
 //!     println!("{} serves, after a pause of {} ms", switched.to, switched.pause_ms);
 //!     served.unmount()?;
 //!     Ok(())
@@ -43,6 +44,7 @@
 //! | [`cli`] | one file per subcommand |
 //! | [`daemon`] | the control process: starts and watches servers, asks through mounts, life cycle |
 //! | [`api`] | control over a Unix socket |
+//! | [`metrics`] | every metric, in one table, read from the ledgers |
 //! | [`server`] | the serving process of one mount: orders, switch, failover |
 //! | [`backend`] | how FUSE is spoken: an adapter for each crate, `fuse2` (crate fuser), `fuse3` (crate fuse3) |
 //! | [`connection`] | the kernel's side: mounting, FUSE_INIT, ports (the trait; attach, drain, park) |
@@ -62,5 +64,6 @@ pub mod config;
 pub mod connection;
 pub mod daemon;
 pub mod ledger;
+pub mod metrics;
 pub mod server;
 pub mod vfs;

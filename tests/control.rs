@@ -112,7 +112,7 @@ impl Daemon {
     async fn over(server: impl FnOnce(&Fake) + Send + 'static) -> Self {
         let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         let (line, far) = Line::pair().unwrap();
-        let (ledger, _) = Ledger::create().unwrap();
+        let ledger = Ledger::create().unwrap();
         let alive = child.stdin.take().unwrap();
         let fake = Fake { line: far, ledger: ledger.clone(), process: child.id(), _alive: alive };
         std::thread::spawn(move || server(&fake));

@@ -154,7 +154,7 @@ impl Attached {
             can_resend: false,
         };
         let connection = Connection::between(fuse2, fuse3, negotiated).expect("a connection");
-        let (ledger, _) = Ledger::create().expect("a ledger");
+        let ledger = Ledger::create().expect("a ledger");
         let context = Context {
             vfs: Arc::new(Everything),
             connection: Arc::new(connection),

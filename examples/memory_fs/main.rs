@@ -16,7 +16,7 @@ use anyhow::Context;
 use lighthouse_fs::backend;
 use lighthouse_fs::config::Mount;
 use lighthouse_fs::connection::Connection;
-use lighthouse_fs::ledger::Ledger;
+use lighthouse_fs::ledger::{Cause, Ledger};
 use lighthouse_fs::server::Served;
 use memory::Memory;
 
@@ -29,7 +29,7 @@ fn main() -> anyhow::Result<()> {
     let mount = Mount::new("memory", "memory", std::path::absolute(mountpoint)?);
     let connection = Connection::establish(&mount, mount.backend.resolve(), None)?;
     let _prepared = backend::prepare();
-    let (ledger, _descriptor) = Ledger::create()?;
+    let ledger = Ledger::create()?;
     let on_session_end = Arc::new(|session| eprintln!("{session:?} has ended"));
     let (mut served, unavailable) = Served::start(&mount, connection, Arc::new(Memory::new()), ledger, on_session_end)?;
     for missing in unavailable {
@@ -38,7 +38,7 @@ fn main() -> anyhow::Result<()> {
     println!("served by {}", served.active());
 
     for _line in std::io::stdin().lines() {
-        let switched = served.switch(served.active().other(), "example")?;
+        let switched = served.switch(served.active().other(), Cause::Operator, "example")?;
         println!("served by {}, after a pause of {:.2} ms", switched.to, switched.pause_ms);
     }
     served.unmount()?;

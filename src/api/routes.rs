@@ -16,6 +16,7 @@ use tokio::net::UnixListener;
 
 use super::model::{Health, HealthAnswer, MountAnswer, Problem, SCHEMA, Status, SwitchAnswer, SwitchRequest};
 use crate::config::Backend;
+use crate::metrics;
 
 /// Largest request body in bytes; the longest sensible one has some 20.
 const LARGEST_BODY: usize = 4 << 10;
@@ -28,6 +29,9 @@ pub trait Control: Clone + Send + Sync + 'static {
 
     /// How everything is doing. Must not wait for anything.
     fn status(&self) -> Status;
+
+    /// All metrics in the Prometheus text format (version 0.0.4).
+    fn metrics(&self) -> String;
 
     /// Changes the backend of a mount, and returns when it is done or has failed.
     fn switch(&self, mount: &str, to: Backend) -> impl Future<Output = Result<SwitchAnswer, ControlError>> + Send;
@@ -112,6 +116,7 @@ pub fn router<C: Control>(control: C) -> Router {
     Router::new()
         .route("/health/live", get(live))
         .route("/health/ready", get(ready::<C>))
+        .route("/metrics", get(metrics::<C>))
         .route("/api/v1/status", get(status::<C>))
         .route("/api/v1/mounts/{name}", get(mount::<C>))
         .route("/api/v1/mounts/{name}/switch", post(switch::<C>))
@@ -151,6 +156,10 @@ async fn ready<C: Control>(State(control): State<C>) -> (StatusCode, Json<Health
         Health::Unhealthy => StatusCode::SERVICE_UNAVAILABLE,
     };
     (code, Json(answer))
+}
+
+async fn metrics<C: Control>(State(control): State<C>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], control.metrics())
 }
 
 async fn status<C: Control>(State(control): State<C>) -> Json<Status> {

@@ -105,6 +105,15 @@ pub fn start(
     }
 }
 
+/// Name and version of the crate behind a backend, as Cargo.toml pins it.
+#[must_use]
+pub fn crate_of(backend: Backend) -> (&'static str, &'static str) {
+    match backend {
+        Backend::Fuse2 => ("fuser", "0.18.0"),
+        Backend::Fuse3 => ("fuse3", "0.10.0"),
+    }
+}
+
 /// How long the kernel may keep an entry and its attributes. Crate fuse3 has room for one number where the protocol has
 /// two, so the smaller one counts, for both backends.
 fn entry_lifetime(cache: &Cache) -> Duration {

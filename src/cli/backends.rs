@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::status::plain;
 use super::{say, say_json};
+use crate::backend::crate_of;
 use crate::config::{Backend, Helper};
 use crate::connection::helper::{self, Found, NotFound, Privilege};
 
@@ -77,14 +78,6 @@ fn helper_of(backend: Backend) -> Helper {
     match backend {
         Backend::Fuse2 => Helper::Fusermount,
         Backend::Fuse3 => Helper::Fusermount3,
-    }
-}
-
-/// Name and version of the crate behind a backend, as Cargo.toml pins it.
-fn crate_of(backend: Backend) -> (&'static str, &'static str) {
-    match backend {
-        Backend::Fuse2 => ("fuser", "0.18.0"),
-        Backend::Fuse3 => ("fuse3", "0.10.0"),
     }
 }
 

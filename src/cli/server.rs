@@ -17,9 +17,9 @@ pub struct Args {
 /// Serves until told to stop. To be called before anything is opened, the log too: it may be a socket.
 pub fn run(args: &Args, global: &Global) -> ExitCode {
     match process::inherited(args.device) {
-        Ok(Inherited { line, ledger, shared, device }) => {
+        Ok(Inherited { line, ledger, device }) => {
             let set_log_level = global.log.start();
-            server::run(line, ledger, shared, device, set_log_level).into()
+            server::run(line, ledger, device, set_log_level).into()
         }
         Err(error) => fail(exit::USAGE, error),
     }

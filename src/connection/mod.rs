@@ -3,6 +3,7 @@
 //! A [`Connection`] is mounted once and answers FUSE_INIT once; backends come and go behind it. Nothing here knows a FUSE
 //! crate, and nothing here ever touches the mount point of a connection that it holds.
 
+pub mod fusectl;
 pub mod helper;
 mod init;
 mod mount;

@@ -218,7 +218,8 @@ impl Keeper {
             facts.mount = Arc::new(mount);
             facts.started_as = wanted;
         });
-        let server = process::start(device, &self.plan.server_arguments.read())
+        let counted = self.facts.borrow().counted.clone();
+        let server = process::start(device, counted, &self.plan.server_arguments.read())
             .map_err(|error| End::Failed(error.to_string()))?;
         Ok((server, place, Beginning::Serve { meeting: self.plan.meeting.clone(), resume }))
     }
@@ -324,7 +325,7 @@ impl Keeper {
                     return true;
                 }
                 // The next server gets it among its arguments.
-                Some(Request::LogLevel(_)) => {}
+                Some(Request::LogLevel(_) | Request::RecoverLost) => {}
                 Some(Request::Stop) | None => return false,
             }
         }

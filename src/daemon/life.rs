@@ -17,6 +17,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
 use super::keeper::{Keeper, Plan};
+use super::lost::watch_for_lost;
 use super::mount::{End, Facts, Phase, Request};
 use super::prober::Prober;
 use super::status::{Handle, Mounts};
@@ -197,6 +198,7 @@ impl Life {
         };
         let name = mount.name.clone();
         let (keeper, requests, facts) = Keeper::new(Arc::new(mount), plan, device);
+        watch_for_lost(facts.clone(), requests.clone());
         self.keepers.spawn(async { (name, keeper.run().await) });
         Handle { prober: Prober::start(facts.clone()), facts, requests }
     }
@@ -299,10 +301,14 @@ impl Life {
             Ok(now) => tell_systemd(&[NotifyState::Reloading, now]),
             Err(error) => tracing::debug!(%error, "no clock"),
         }
+        let mut is_taken = false;
         match reload() {
             Ok(settings) => {
                 match tokio::task::spawn_blocking(move || check_together(&settings).map(|()| settings)).await {
-                    Ok(Ok(settings)) => self.take(settings),
+                    Ok(Ok(settings)) => {
+                        self.take(settings);
+                        is_taken = true;
+                    }
                     Ok(Err(error)) => {
                         tracing::error!("SIGHUP: the configuration is not good, and nothing has changed: {error}");
                     }
@@ -313,6 +319,7 @@ impl Life {
             }
             Err(why) => tracing::error!("SIGHUP: the configuration is not good, and nothing has changed: {why}"),
         }
+        self.mounts.note_reload(is_taken);
         // At the start, when that is over.
         if self.is_ready.load(Relaxed) {
             tell_systemd(&[NotifyState::Ready]);

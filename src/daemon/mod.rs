@@ -7,6 +7,7 @@ mod dead_mount;
 mod keeper;
 pub mod leftover;
 mod life;
+mod lost;
 pub mod mount;
 mod preflight;
 pub mod prober;

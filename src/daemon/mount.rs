@@ -17,7 +17,7 @@ use crate::api::ControlError;
 use crate::api::model::LastSwitch;
 use crate::config::{Backend, Mount};
 use crate::connection::mountinfo;
-use crate::ledger::Ledger;
+use crate::ledger::{Cause, Ledger};
 use crate::server::{
     self,
     orders::{Hello, Order, PastSwitch, Report, Switched, Unavailable, VERSION},
@@ -44,6 +44,8 @@ pub enum Request {
         /// Where the answer goes.
         answer: oneshot::Sender<Result<Switched, ControlError>>,
     },
+    /// See whether requests were lost.
+    RecoverLost,
     /// Unmount and end.
     Stop,
     /// Be like this from now on, as far as that goes while it is served; try again if it is not.
@@ -99,6 +101,8 @@ pub struct Facts {
     pub phase: Phase,
     /// The serving process, and what it counts.
     pub server: Option<(u32, Ledger)>,
+    /// What all its servers have counted, also when none serves.
+    pub counted: Option<Ledger>,
     /// How it is mounted and served, once it is.
     pub greeting: Option<Greeting>,
     /// Backends that cannot serve.
@@ -121,6 +125,7 @@ impl Facts {
             mount,
             phase: Phase::Starting,
             server: None,
+            counted: None,
             greeting: None,
             unavailable: Vec::new(),
             last_active: None,
@@ -217,6 +222,7 @@ impl<'a> Task<'a> {
         facts.send_modify(|facts| {
             facts.phase = Phase::Starting;
             facts.server = Some((server.pid(), ledger.clone()));
+            facts.counted = Some(ledger.clone());
             facts.greeting = None;
             facts.unavailable.clear();
         });
@@ -276,6 +282,7 @@ impl<'a> Task<'a> {
                         self.set_log_level(level);
                         continue;
                     }
+                    Some(Request::RecoverLost) => continue,
                     Some(Request::Stop) | None => return Err(self.stop().await),
                 },
                 () = tokio::time::sleep_until(deadline) => {
@@ -356,6 +363,12 @@ impl<'a> Task<'a> {
                         self.set_log_level(level);
                         None
                     }
+                    Some(Request::RecoverLost) => {
+                        if let Err(error) = self.server.send(&Order::RecoverLost) {
+                            tracing::warn!(mount = self.mount.name, %error, "the server cannot be told to look for lost requests");
+                        }
+                        None
+                    }
                     Some(Request::Stop) | None => Some(self.stop().await),
                 },
             };
@@ -379,7 +392,7 @@ impl<'a> Task<'a> {
         }
         self.facts.send_modify(|facts| facts.phase = Phase::Switching);
         let limit = server::switch_limit(&self.mount.deadlines) + MARGIN;
-        let order = self.server.send(&Order::Switch { to, reason });
+        let order = self.server.send(&Order::Switch { to, cause: Cause::Operator, reason });
         let result = match order {
             Ok(()) => timeout(limit, self.switched()).await,
             Err(error) => Ok(Err((ControlError::Refused(error.to_string()), None))),

@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -19,8 +20,9 @@ use tokio::time::{sleep, timeout};
 
 use super::mount::{Facts, Phase};
 use crate::api::model::{Health, ProbeStatus};
-use crate::config::Mount;
+use crate::config::{Backend, Mount};
 use crate::connection::mountinfo::{self, Mounted};
+use crate::ledger::{Durations, Ledger, Times};
 
 /// From the answer to one question until the next.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -131,6 +133,14 @@ impl Probed {
 #[derive(Clone, Debug)]
 pub struct Prober {
     probed: watch::Receiver<Probed>,
+    seen: Arc<Seen>,
+}
+
+/// What was seen of the backends since the daemon began.
+#[derive(Debug, Default)]
+struct Seen {
+    answers: [Times; Backend::ALL.len()],
+    failures: [AtomicU64; Backend::ALL.len()],
 }
 
 impl Prober {
@@ -138,20 +148,28 @@ impl Prober {
     #[must_use]
     pub fn start(facts: watch::Receiver<Facts>) -> Self {
         let (sender, probed) = watch::channel(Probed::Unknown);
-        tokio::spawn(follow(facts, sender));
-        Self { probed }
+        let seen = Arc::<Seen>::default();
+        tokio::spawn(follow(facts, sender, seen.clone()));
+        Self { probed, seen }
     }
 
     /// Asks nobody.
     #[must_use]
     pub fn off(why: &'static str) -> Self {
-        Self { probed: watch::channel(Probed::Off { why }).1 }
+        Self { probed: watch::channel(Probed::Off { why }).1, seen: Arc::default() }
     }
 
     /// What is known now.
     #[must_use]
     pub fn probed(&self) -> Probed {
         self.probed.borrow().clone()
+    }
+
+    /// How long answers of a backend have taken, and how many questions got none, or an error, while it served.
+    #[must_use]
+    pub fn seen(&self, backend: Backend) -> (Durations, u64) {
+        let index = backend.index();
+        (self.seen.answers[index].durations(), self.seen.failures[index].load(Relaxed))
     }
 
     /// Waits until something is known: that the mount answers, or that it does not, or that nobody can ask. Comes within
@@ -174,7 +192,7 @@ fn off(mount: &Mount) -> Option<&'static str> {
 }
 
 /// The task behind a [`Prober`]: asks anew whenever another server serves, or the mount is to be another.
-async fn follow(mut facts: watch::Receiver<Facts>, probed: watch::Sender<Probed>) {
+async fn follow(mut facts: watch::Receiver<Facts>, probed: watch::Sender<Probed>, seen: Arc<Seen>) {
     let room = Arc::new(Semaphore::new(ROOM));
     loop {
         let Ok(begun) = facts.wait_for(is_served).await.map(|facts| facts.clone()) else { return };
@@ -192,6 +210,8 @@ async fn follow(mut facts: watch::Receiver<Facts>, probed: watch::Sender<Probed>
                 is_lent: begun.mount.mounted_at.is_some(),
                 deadline: begun.mount.deadlines.probe,
                 probed: &probed,
+                seen: &seen,
+                ledger: begun.counted.clone(),
                 room: room.clone(),
             };
             tokio::select! {
@@ -223,6 +243,9 @@ struct Asking<'a> {
     is_lent: bool,
     deadline: Duration,
     probed: &'a watch::Sender<Probed>,
+    seen: &'a Seen,
+    /// Where adapters note who has answered.
+    ledger: Option<Ledger>,
     /// A permit for each process that may exist, alive or stuck.
     room: Arc<Semaphore>,
 }
@@ -288,7 +311,11 @@ impl Asking<'_> {
 
     async fn start(&self, device: (u32, u32)) -> io::Result<Process> {
         let permit = self.room.clone().acquire_owned().await.map_err(io::Error::other)?;
-        Process::start(&self.place, device, permit)
+        let (process, pid) = Process::start(&self.place, device, permit)?;
+        if let (Some(ledger), Some(pid)) = (&self.ledger, pid) {
+            ledger.set_prober(pid);
+        }
+        Ok(process)
     }
 
     /// Device number of the mount, by which the prober knows it.
@@ -309,7 +336,22 @@ impl Asking<'_> {
         found.map(|mounted| mounted.device).ok_or_else(|| misplaced(&self.place))
     }
 
+    /// The backend that has answered, or should have.
+    fn backend(&self) -> Option<Backend> {
+        self.ledger.as_ref().and_then(|ledger| ledger.active())
+    }
+
+    fn count_failure(&self) {
+        if let Some(backend) = self.backend() {
+            self.seen.failures[backend.index()].fetch_add(1, Relaxed);
+        }
+    }
+
     fn answered(&self, took: Duration) {
+        let noted = self.ledger.as_ref().and_then(|ledger| ledger.probe_answered_by());
+        if let Some(backend) = noted.or_else(|| self.backend()) {
+            self.seen.answers[backend.index()].record(took.as_nanos() as u64);
+        }
         let before = self.probed.send_replace(Probed::Answered { at: Instant::now(), took });
         if let Probed::Failed { since, .. } | Probed::Silent { since } = before {
             tracing::info!(mount = self.mount, after = ?since.elapsed(), "the mount answers again");
@@ -317,6 +359,7 @@ impl Asking<'_> {
     }
 
     fn failed(&self, why: String) {
+        self.count_failure();
         self.probed.send_if_modified(|probed| {
             let since = match probed {
                 Probed::Failed { why: before, .. } if *before == why => return false,
@@ -341,6 +384,7 @@ impl Asking<'_> {
     }
 
     fn silent(&self, asked: Instant) {
+        self.count_failure();
         self.probed.send_if_modified(|probed| {
             // The first question that got no answer counts.
             let is_news = !matches!(probed, Probed::Silent { .. });
@@ -365,8 +409,8 @@ struct Process {
 }
 
 impl Process {
-    /// Starts one that takes up `room` until it is gone.
-    fn start(place: &Path, (major, minor): (u32, u32), room: OwnedSemaphorePermit) -> io::Result<Self> {
+    /// Starts one that takes up `room` until it is gone. Also its number.
+    fn start(place: &Path, (major, minor): (u32, u32), room: OwnedSemaphorePermit) -> io::Result<(Self, Option<u32>)> {
         let mut child = Command::new("/proc/self/exe")
             .arg0("lighthouse-fs")
             .args(["probe", "--device", &format!("{major}:{minor}"), "--mountpoint"])
@@ -378,11 +422,12 @@ impl Process {
             .process_group(0)
             .kill_on_drop(true)
             .spawn()?;
+        let pid = child.id();
         let pipes = child.stdin.take().zip(child.stdout.take());
         let (questions, answers) = pipes.ok_or_else(|| io::Error::other("it was started without pipes"))?;
         let (grip, let_go) = oneshot::channel();
         tokio::spawn(see_off(child, let_go, room));
-        Ok(Self { questions, answers: BufReader::new(answers).lines(), _grip: grip })
+        Ok((Self { questions, answers: BufReader::new(answers).lines(), _grip: grip }, pid))
     }
 
     /// Asks once. A question that is given up is still asked: the process is then to be dropped.

@@ -164,20 +164,25 @@ pub struct Inherited {
     pub line: Line,
     /// What it counts.
     pub ledger: Ledger,
-    /// The same as a descriptor, for the next daemon.
-    pub shared: OwnedFd,
     /// The FUSE device that was handed in, if one was.
     pub device: Option<OwnedFd>,
 }
 
 /// Starts a server by executing this program as `lighthouse-fs ARGUMENTS… server`. The device, if one is given, is the
-/// server's alone afterwards.
+/// server's alone afterwards. `before` is what the mount's last server has counted, which has ended: it goes on.
 ///
 /// # Errors
 /// When descriptors, memory or processes have run out.
-pub fn start(device: Option<OwnedFd>, arguments: &[String]) -> Result<Server, ProcessError> {
+pub fn start(device: Option<OwnedFd>, before: Option<Ledger>, arguments: &[String]) -> Result<Server, ProcessError> {
     let failed = |action| move |source| ProcessError::Failed { action, source };
-    let (ledger, shared) = Ledger::create()?;
+    let ledger = match before {
+        Some(ledger) => {
+            ledger.begin_anew();
+            ledger
+        }
+        None => Ledger::create()?,
+    };
+    let shared = ledger.as_fd().try_clone_to_owned().map_err(failed("given its ledger"))?;
     let (line, far) = Line::pair().map_err(failed("connected"))?;
     let mut command = Command::new("/proc/self/exe");
     command.arg0("lighthouse-fs").args(arguments).arg("server").stdin(Stdio::null()).stdout(Stdio::null());
@@ -201,11 +206,11 @@ pub fn inherited(device: bool) -> Result<Inherited, ProcessError> {
     let failed = |action| move |source| ProcessError::Failed { action, source };
     let line = own(LINE).map_err(failed("given its line: it is started by `serve` only"))?;
     let shared = own(LEDGER).map_err(failed("given its ledger"))?;
-    let ledger = Ledger::open(&shared)?;
+    let ledger = Ledger::open(shared)?;
     let device = device.then(|| own(DEVICE)).transpose().map_err(failed("given its device"))?;
     // A session of its own: what a terminal sends to the daemon (Ctrl-C, hang-up) is the daemon's to pass on.
     rustix::process::setsid().map_err(|error| failed("given a session")(error.into()))?;
-    Ok(Inherited { line: line.into(), ledger, shared, device })
+    Ok(Inherited { line: line.into(), ledger, device })
 }
 
 /// Takes the descriptor that `/dev/fd/N` names, if the mount point is such a path. To be called before anything else is

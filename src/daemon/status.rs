@@ -2,6 +2,7 @@
 
 use std::process;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::RwLock;
@@ -12,7 +13,10 @@ use super::prober::{Probed, Prober};
 use crate::api::model::{BackendStatus, Daemon, Health, MountStatus, SCHEMA, Status, SwitchAnswer};
 use crate::api::{Control, ControlError};
 use crate::config::Backend;
+use crate::connection::fusectl;
+use crate::connection::mountinfo::{self, Mounted};
 use crate::ledger::{AnswerStatus, PortState, Totals, coarse_now};
+use crate::metrics::{self, Figures, MountFigures};
 
 /// All mounts of a daemon, as the API sees them.
 #[derive(Clone)]
@@ -21,6 +25,7 @@ pub struct Mounts(Arc<Inner>);
 struct Inner {
     started: SystemTime,
     admits_group: bool,
+    is_reload_taken: AtomicBool,
     /// In the order of the configuration.
     mounts: RwLock<Vec<Handle>>,
 }
@@ -40,13 +45,31 @@ impl Mounts {
     /// No mounts yet, of a daemon that starts now. `admits_group`: the group of the socket may control it.
     #[must_use]
     pub fn new(admits_group: bool) -> Self {
-        Self(Arc::new(Inner { started: SystemTime::now(), admits_group, mounts: RwLock::default() }))
+        Self(Arc::new(Inner {
+            started: SystemTime::now(),
+            admits_group,
+            is_reload_taken: AtomicBool::new(true),
+            mounts: RwLock::default(),
+        }))
     }
 
     /// All of them now.
     #[must_use]
     pub fn all(&self) -> Vec<Handle> {
         self.0.mounts.read().clone()
+    }
+
+    /// What a scrape of the metrics shows. Reads `/sys/fs/fuse/connections`, which does not wait for a server.
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        let table = mountinfo::read().unwrap_or_default();
+        let mounts = self.all().iter().map(|handle| handle.figures(&table)).collect();
+        Figures { mounts, is_reload_taken: self.0.is_reload_taken.load(Relaxed) }
+    }
+
+    /// Notes what became of a reload.
+    pub fn note_reload(&self, is_taken: bool) {
+        self.0.is_reload_taken.store(is_taken, Relaxed);
     }
 
     /// From now on these.
@@ -63,6 +86,13 @@ impl Control for Mounts {
     fn status(&self) -> Status {
         let daemon = Daemon { version: env!("CARGO_PKG_VERSION").into(), pid: process::id(), started: self.0.started };
         Status { schema: SCHEMA, daemon, mounts: self.all().iter().map(Handle::status).collect() }
+    }
+
+    fn metrics(&self) -> String {
+        metrics::text(self.figures()).unwrap_or_else(|error| {
+            tracing::error!(%error, "the metrics cannot be shown");
+            String::new()
+        })
     }
 
     async fn switch(&self, mount: &str, to: Backend) -> Result<SwitchAnswer, ControlError> {
@@ -95,6 +125,28 @@ impl Handle {
     #[must_use]
     pub fn name(&self) -> String {
         self.facts.borrow().mount.name.clone()
+    }
+
+    fn figures(&self, table: &[Mounted]) -> MountFigures {
+        let facts = self.facts.borrow().clone();
+        let status = self.status();
+        let is_served = facts.server.is_some();
+        let device = mountinfo::at(table, facts.mount.place()).filter(|mounted| mounted.is_fuse() && is_served);
+        let usable = |backend: Backend| {
+            let of = |one: &&BackendStatus| one.name == backend;
+            let state = status.backends.iter().find(of).map_or("unavailable", |found| found.state.as_str());
+            !matches!(state, "unavailable" | "absent" | "hung" | "ended")
+        };
+        MountFigures {
+            name: status.name.clone(),
+            ledger: facts.counted,
+            is_served,
+            is_up: status.health != Health::Unhealthy,
+            is_degraded: status.health == Health::Degraded,
+            is_available: Backend::ALL.map(usable),
+            probes: Backend::ALL.map(|backend| self.prober.seen(backend)),
+            kernel_waiting: device.and_then(|mounted| fusectl::waiting(mounted.device)),
+        }
     }
 
     fn status(&self) -> MountStatus {
@@ -146,7 +198,7 @@ fn backend_status(backend: Backend, facts: &Facts) -> BackendStatus {
         PortState::Ended => ("ended", Some("its session ended by itself; the log says why".into())),
         state => (state.name(), unavailable.map(|unavailable| unavailable.reason.clone())),
     };
-    let totals = ledger.map(|ledger| ledger.totals(backend));
+    let totals = facts.counted.as_ref().map(|ledger| ledger.totals(backend));
     BackendStatus {
         name: backend,
         state: state.into(),

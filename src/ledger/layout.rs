@@ -3,13 +3,14 @@ use std::sync::atomic::{
     Ordering::{Acquire, Relaxed, Release},
 };
 
+use super::answers::{Lane, Totals};
 use super::operation::Operation;
+use super::slot::{InFlight, Slot};
+use super::switches::Switches;
 use crate::config::Backend;
 
-use super::slot::{InFlight, Slot};
-
 /// Version of the layout. Raise it with any change of this file's structures.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Slots for threads of backend `fuse2`: each session takes as many as it has threads and frees them when they end.
 pub const THREAD_SLOTS: usize = 128;
@@ -19,35 +20,6 @@ pub const TASK_SLOTS: usize = 1024;
 pub const SLOTS: usize = THREAD_SLOTS + TASK_SLOTS;
 /// Lanes of counters a backend: one a thread slot for `fuse2`, one a session's runtime thread for `fuse3`.
 pub const LANES: usize = THREAD_SLOTS;
-
-const OPERATIONS: usize = Operation::ALL.len();
-const STATUSES: usize = 3;
-
-/// How a request was answered, from the guard's point of view.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum AnswerStatus {
-    /// Done.
-    Ok,
-    /// The source or POSIX says no: ENOENT, EACCES, ENOSPC …
-    ClientError,
-    /// The backend failed: a caught panic, an answer at the deadline, ENOSYS.
-    BackendError,
-}
-
-impl AnswerStatus {
-    /// All of them, in the order of their numbers.
-    pub const ALL: [Self; STATUSES] = [Self::Ok, Self::ClientError, Self::BackendError];
-
-    /// The name in metrics.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::ClientError => "client_error",
-            Self::BackendError => "backend_error",
-        }
-    }
-}
 
 /// What a port is doing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -87,30 +59,22 @@ impl PortState {
     }
 }
 
-/// Counters with one writer.
-#[repr(C, align(128))]
-pub struct Lane {
-    counts: [[AtomicU64; STATUSES]; OPERATIONS],
-}
-
-impl Lane {
-    /// Counts one answer. Only the lane's own thread calls this, so a load and a store will do: no locked instruction.
-    #[inline]
-    pub fn count(&self, operation: Operation, status: AnswerStatus) {
-        let cell = &self.counts[operation as usize][status as usize];
-        cell.store(cell.load(Relaxed).wrapping_add(1), Relaxed);
-    }
-}
-
 #[repr(C, align(128))]
 struct PerBackend {
     state: AtomicU32,
-    _reserved: AtomicU32,
-    /// Requests answered EIO at a deadline, since the start.
+    /// Percent of the operations that it is to serve.
+    weight: AtomicU32,
+    /// Requests answered EIO at a deadline.
     answered_for_hung: AtomicU64,
-    /// Late answers that were taken back, since the start.
+    /// Late answers that were taken back.
     taken_back: AtomicU64,
+    /// Requests that were read and never answered.
+    lost: AtomicU64,
+    /// Lanes that were ever used, the first ones: the rest is not even touched.
+    lanes_used: AtomicU32,
     lanes: [Lane; LANES],
+    /// For what no handler has answered; written by whoever does instead.
+    forced: Lane,
 }
 
 /// The whole mapping. Its fields are reached through methods, so that the rules of writing stay in one place.
@@ -120,32 +84,22 @@ pub struct Layout {
     server_pid: AtomicU32,
     /// The server's last sign of life, in nanoseconds of `CLOCK_MONOTONIC_COARSE`.
     heartbeat: AtomicU64,
+    /// Requests that the kernel has sent again.
+    sent_again: AtomicU64,
+    /// The backend that has lost them: its number plus one.
+    blamed: AtomicU32,
+    /// The process that asks through the mount how it is doing, 0 when none does.
+    prober: AtomicU32,
+    /// The backend that has answered it last: its number plus one.
+    probe_answered_by: AtomicU32,
+    switches: Switches,
     backends: [PerBackend; 2],
     slots: [Slot; SLOTS],
 }
 
-/// Sums over the lanes of one backend at one moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Totals([[u64; STATUSES]; OPERATIONS]);
-
-impl Totals {
-    /// Answers to `operation` with `status`.
-    #[must_use]
-    pub fn get(&self, operation: Operation, status: AnswerStatus) -> u64 {
-        self.0[operation as usize][status as usize]
-    }
-
-    /// All answers.
-    #[must_use]
-    pub fn operations(&self) -> u64 {
-        self.0.iter().flatten().sum()
-    }
-
-    /// All answers with `status`.
-    #[must_use]
-    pub fn with_status(&self, status: AnswerStatus) -> u64 {
-        self.0.iter().map(|counts| counts[status as usize]).sum()
-    }
+/// From its number plus one, as fields have it that may be empty.
+fn backend_by_number(number: u32) -> Option<Backend> {
+    Backend::ALL.get(number.checked_sub(1)? as usize).copied()
 }
 
 impl Layout {
@@ -160,6 +114,21 @@ impl Layout {
     #[cfg(test)]
     pub(super) fn set_version_for_test(&self, version: u32) {
         self.version.store(version, Release);
+    }
+
+    /// Makes it ready for another server of the same mount: nothing is in flight, nobody serves; what was counted stays. Only
+    /// while no process writes it.
+    pub fn begin_anew(&self) {
+        for slot in &self.slots {
+            slot.clear();
+        }
+        for backend in Backend::ALL {
+            self.set_port_state(backend, PortState::Absent);
+            self.set_weight(backend, 0);
+        }
+        self.set_server_pid(0);
+        self.heartbeat.store(0, Relaxed);
+        self.probe_answered_by.store(0, Relaxed);
     }
 
     /// Pid of the serving process, 0 before it has started.
@@ -201,18 +170,55 @@ impl Layout {
         Backend::ALL.into_iter().find(|backend| self.port_state(*backend) == PortState::Attached)
     }
 
-    /// Requests answered EIO at a deadline, since the start.
+    /// Percent of the operations that a backend is to serve.
+    #[must_use]
+    pub fn weight(&self, backend: Backend) -> u32 {
+        self.backends[backend.index()].weight.load(Relaxed)
+    }
+
+    /// Called by the server when it has changed that.
+    pub fn set_weight(&self, backend: Backend, percent: u32) {
+        self.backends[backend.index()].weight.store(percent, Relaxed);
+    }
+
+    /// Requests answered EIO at a deadline, of all servers that have used this ledger.
     #[must_use]
     pub fn answered_for_hung(&self, backend: Backend) -> u64 {
         self.backends[backend.index()].answered_for_hung.load(Relaxed)
     }
 
-    /// Adds to [`answered_for_hung`](Self::answered_for_hung).
-    pub fn add_answered_for_hung(&self, backend: Backend, count: u64) {
-        self.backends[backend.index()].answered_for_hung.fetch_add(count, Relaxed);
+    /// Counts a request that was taken from its handler at a deadline, as an error of the backend that took so long.
+    /// `was_answered`: somebody was still waiting for it.
+    pub fn count_abandoned(&self, request: &InFlight, was_answered: bool) {
+        let of = &self.backends[request.backend.index()];
+        of.answered_for_hung.fetch_add(u64::from(was_answered), Relaxed);
+        of.forced.count_forced(request.operation, Some(request.age().as_nanos() as u64));
     }
 
-    /// Late answers that were taken back, since the start.
+    /// Counts a request that got EIO before its handler began, because its session was given up.
+    pub fn count_refused(&self, backend: Backend, operation: Operation) {
+        self.backends[backend.index()].forced.count_forced(operation, None);
+    }
+
+    /// Counts a session that ended by itself, as an error of the backend.
+    pub fn count_ended_session(&self, backend: Backend) {
+        self.backends[backend.index()].forced.count_forced(Operation::Other, None);
+    }
+
+    /// Requests that were read and never answered, as far as they were found.
+    #[must_use]
+    pub fn lost(&self, backend: Backend) -> u64 {
+        self.backends[backend.index()].lost.load(Relaxed)
+    }
+
+    /// Counts a lost request, as an error of the backend.
+    pub fn count_lost(&self, backend: Backend) {
+        let of = &self.backends[backend.index()];
+        of.lost.fetch_add(1, Relaxed);
+        of.forced.count_forced(Operation::Other, None);
+    }
+
+    /// Late answers that were taken back.
     #[must_use]
     pub fn taken_back(&self, backend: Backend) -> u64 {
         self.backends[backend.index()].taken_back.load(Relaxed)
@@ -221,6 +227,57 @@ impl Layout {
     /// Adds one to [`taken_back`](Self::taken_back).
     pub fn add_taken_back(&self, backend: Backend) {
         self.backends[backend.index()].taken_back.fetch_add(1, Relaxed);
+    }
+
+    /// Requests that came with the kernel's mark that they were sent again (FUSE_UNIQUE_RESEND in fuse.h).
+    #[must_use]
+    pub fn sent_again(&self) -> u64 {
+        self.sent_again.load(Relaxed)
+    }
+
+    /// Says which backend has lost what the kernel is about to be asked to send again; `None`: nobody, it was only taken from
+    /// a session before its handlers began.
+    pub fn blame(&self, backend: Option<Backend>) {
+        self.blamed.store(backend.map_or(0, |backend| backend as u32 + 1), Relaxed);
+    }
+
+    /// Counts a request that was sent again, and is lost by whoever is [blamed](Self::blame).
+    #[cold]
+    pub fn count_sent_again(&self) {
+        self.sent_again.fetch_add(1, Relaxed);
+        if let Some(backend) = backend_by_number(self.blamed.load(Relaxed)) {
+            self.count_lost(backend);
+        }
+    }
+
+    /// Called by the daemon when another process asks through the mount; 0 when none does.
+    pub fn set_prober(&self, pid: u32) {
+        self.prober.store(pid, Relaxed);
+    }
+
+    /// Called by an adapter for each request that a prober might have sent.
+    #[inline]
+    pub fn note_probe(&self, pid: u32, backend: Backend) {
+        if pid == self.prober.load(Relaxed) && pid != 0 {
+            self.probe_answered_by.store(backend as u32 + 1, Relaxed);
+        }
+    }
+
+    /// The backend that has answered the prober last.
+    #[must_use]
+    pub fn probe_answered_by(&self) -> Option<Backend> {
+        backend_by_number(self.probe_answered_by.load(Relaxed))
+    }
+
+    /// Changes of the backend.
+    #[must_use]
+    pub fn switches(&self) -> &Switches {
+        &self.switches
+    }
+
+    /// To be called before lanes below `end` are written.
+    pub fn use_lanes(&self, backend: Backend, end: usize) {
+        self.backends[backend.index()].lanes_used.fetch_max(end as u32, Relaxed);
     }
 
     /// A lane of counters. `index` is taken modulo [`LANES`].
@@ -232,13 +289,9 @@ impl Layout {
     /// Sums over all lanes.
     #[must_use]
     pub fn totals(&self, backend: Backend) -> Totals {
-        let mut sums = [[0; STATUSES]; OPERATIONS];
-        for lane in &self.backends[backend.index()].lanes {
-            for (sum, count) in sums.iter_mut().flatten().zip(lane.counts.iter().flatten()) {
-                *sum += count.load(Relaxed);
-            }
-        }
-        Totals(sums)
+        let of = &self.backends[backend.index()];
+        let used = of.lanes_used.load(Relaxed) as usize;
+        Totals::of(of.lanes.iter().take(used).chain([&of.forced]))
     }
 
     /// A slot by its number.

@@ -4,6 +4,7 @@ use std::sync::atomic::{
 };
 use std::time::Duration;
 
+use super::clock::Clock;
 use super::operation::Operation;
 use crate::config::Backend;
 
@@ -13,8 +14,7 @@ const ABANDONED: u64 = 1 << 62;
 const ANSWERING: u64 = 1 << 61;
 const MARKS: u64 = ABANDONED | ANSWERING;
 
-/// Nanoseconds of `CLOCK_MONOTONIC_COARSE`: good to a timer tick (1 to 4 ms) at a fifth of the price of the exact clock,
-/// which is all that the age of a request in flight needs.
+/// Nanoseconds of `CLOCK_MONOTONIC_COARSE`: good to a timer tick (1 to 4 ms), which is all that a heartbeat needs.
 #[must_use]
 #[inline]
 pub fn coarse_now() -> u64 {
@@ -46,7 +46,7 @@ pub struct InFlight {
     pub operation: Operation,
     /// Node it is about.
     pub node: u64,
-    /// When its handler began, on the clock of [`coarse_now`].
+    /// When its handler began, in ticks of [`Clock`].
     pub started: u64,
     /// Whether the deadline has answered it already.
     pub abandoned: bool,
@@ -56,17 +56,26 @@ impl InFlight {
     /// How long its handler has been at it.
     #[must_use]
     pub fn age(&self) -> Duration {
-        Duration::from_nanos(coarse_now().saturating_sub(self.started))
+        let clock = Clock::new();
+        Duration::from_nanos(clock.nanoseconds(self.started, clock.ticks()))
     }
 }
 
 impl Slot {
-    /// Enters a request. Only the slot's holder calls this, and only while the slot is free.
+    /// Whether the kernel has sent this request before (FUSE_UNIQUE_RESEND in fuse.h).
     #[inline]
-    pub fn enter(&self, unique: u64, operation: Operation, node: u64) {
+    #[must_use]
+    pub fn was_sent_before(unique: u64) -> bool {
+        unique >> 63 != 0
+    }
+
+    /// Enters a request whose handler begins at `started`, in ticks of [`Clock`]. Only the slot's holder calls this, and only
+    /// while the slot is free.
+    #[inline]
+    pub fn enter(&self, unique: u64, operation: Operation, node: u64, started: u64) {
         self.node.store(node, Relaxed);
         self.operation.store(operation as u32, Relaxed);
-        self.started.store(coarse_now(), Relaxed);
+        self.started.store(started, Relaxed);
         self.unique.store(unique & !MARKS, Release);
     }
 
@@ -112,7 +121,14 @@ impl Slot {
         }
     }
 
-    pub(super) fn read(&self, backend: Backend) -> Option<InFlight> {
+    /// Frees it, whoever has held it.
+    pub(super) fn clear(&self) {
+        self.unique.store(0, SeqCst);
+    }
+
+    /// What it shows, if it is not free.
+    #[must_use]
+    pub fn read(&self, backend: Backend) -> Option<InFlight> {
         let unique = self.unique.load(Acquire);
         if unique == 0 {
             return None;
@@ -135,16 +151,16 @@ mod tests {
 
     #[test]
     fn an_answer_belongs_to_the_handler_or_to_the_deadline() {
-        let (ledger, _fd) = Ledger::create().unwrap();
+        let ledger = Ledger::create().unwrap();
         let slot = ledger.slot(0);
-        slot.enter(8, Operation::Open, 5);
+        slot.enter(8, Operation::Open, 5, 0);
         assert_eq!(slot.current(), Some(8));
         assert!(slot.claim());
         assert!(!slot.abandon(8), "the handler was first");
         assert!(slot.claim(), "claiming again is harmless");
         assert!(slot.leave());
 
-        slot.enter(10, Operation::Open, 5);
+        slot.enter(10, Operation::Open, 5, 0);
         assert!(!slot.abandon(8), "another request");
         assert!(slot.abandon(10));
         assert!(!slot.claim(), "the deadline was first");
@@ -155,10 +171,10 @@ mod tests {
 
     #[test]
     fn a_request_that_was_sent_again_keeps_its_mark() {
-        let (ledger, _fd) = Ledger::create().unwrap();
+        let ledger = Ledger::create().unwrap();
         let slot = ledger.slot(3);
         let resent = 1 << 63 | 42;
-        slot.enter(resent, Operation::MkDir, 1);
+        slot.enter(resent, Operation::MkDir, 1, 0);
         assert_eq!(ledger.in_flight()[0].unique, resent);
         assert_eq!(ledger.in_flight()[0].operation, Operation::MkDir);
     }

@@ -51,19 +51,13 @@ pub fn switch_limit(deadlines: &Deadlines) -> Duration {
 /// Serves one mount until the daemon says [`Stop`](Order::Stop), or somebody unmounts it. When the daemon is gone it
 /// serves on until the next one comes, or ends too: as the order to serve says. Returns the exit code of the process.
 ///
-/// `set_log_level` changes what this process logs. The first message on `line` must be [`Serve`](Order::Serve). `shared` is the ledger's descriptor, for the next daemon.
+/// `set_log_level` changes what this process logs. The first message on `line` must be [`Serve`](Order::Serve).
 /// `device` is a FUSE descriptor that was handed in, if the
 /// mount point is `/dev/fd/N`. The process must have no other thread yet: the server sets its umask, signal mask, limits
 /// and PATH.
-pub fn run(
-    line: Line,
-    ledger: Ledger,
-    shared: OwnedFd,
-    device: Option<OwnedFd>,
-    set_log_level: Box<dyn Fn(&str)>,
-) -> u8 {
+pub fn run(line: Line, ledger: Ledger, device: Option<OwnedFd>, set_log_level: Box<dyn Fn(&str)>) -> u8 {
     let mut daemon = Daemon { line: Some(line), meeting: None, set_log_level };
-    match serve(&mut daemon, ledger, shared, device) {
+    match serve(&mut daemon, ledger, device) {
         Ok(()) => 0,
         Err(error) => {
             let message = error.to_string();
@@ -98,7 +92,7 @@ impl Daemon {
     }
 }
 
-fn serve(daemon: &mut Daemon, ledger: Ledger, shared: OwnedFd, device: Option<OwnedFd>) -> anyhow::Result<()> {
+fn serve(daemon: &mut Daemon, ledger: Ledger, device: Option<OwnedFd>) -> anyhow::Result<()> {
     // The caller's umask comes with each request; ours must not be applied on top of it.
     umask(Mode::empty());
     raise_descriptor_limit();
@@ -120,7 +114,7 @@ fn serve(daemon: &mut Daemon, ledger: Ledger, shared: OwnedFd, device: Option<Ow
         daemon.meeting =
             Some(meeting.map_err(|error| anyhow::anyhow!("the server cannot listen on {}: {error}", path.display()))?);
     }
-    let (mut control, _prepared) = Control::start(mount, resume, ledger, shared, device)?;
+    let (mut control, _prepared) = Control::start(mount, resume, ledger, device)?;
     daemon.hear(&control.hello());
     let end = control.obey(daemon, &signals)?;
     control.finish(daemon, end)
@@ -195,7 +189,6 @@ struct Control {
     unavailable: Vec<Unavailable>,
     last_switch: Option<PastSwitch>,
     ledger: Ledger,
-    shared: OwnedFd,
     wake: Arc<EventFd>,
     ended: Receiver<SessionEnded>,
 }
@@ -205,7 +198,6 @@ impl Control {
         mount: Mount,
         resume: Option<Backend>,
         ledger: Ledger,
-        shared: OwnedFd,
         device: Option<OwnedFd>,
     ) -> anyhow::Result<(Self, Prepared)> {
         let access = if mount.read_only { Access::ReadOnly } else { Access::ReadWrite };
@@ -240,7 +232,7 @@ impl Control {
         let is_missing = unavailable.iter().any(|one| one.backend == wanted);
         // With `auto`, the first that works here.
         let stable = if mount.backend == BackendChoice::Auto && is_missing { served.active() } else { wanted };
-        let control = Self { mount, stable, served, unavailable, last_switch: None, ledger, shared, wake, ended };
+        let control = Self { mount, stable, served, unavailable, last_switch: None, ledger, wake, ended };
         Ok((control, prepared))
     }
 
@@ -304,7 +296,7 @@ impl Control {
             let message = "another daemon gives this server its orders: stop that one first".into();
             visitor.send(&Report::Failed { message })
         } else {
-            visitor.send_with(&self.hello(), self.shared.as_fd())
+            visitor.send_with(&self.hello(), self.ledger.as_fd())
         };
         match greeted {
             Ok(()) if daemon.line.is_none() => {
@@ -371,7 +363,13 @@ impl Control {
                 return Ok(None);
             }
             Order::Serve { .. } => Report::Failed { message: "this server serves already".into() },
-            Order::Switch { to, reason } => match self.served.switch(to, &reason) {
+            Order::RecoverLost => {
+                if let Err(error) = self.served.recover_lost() {
+                    tracing::warn!(%error, "whether requests were lost could not be seen");
+                }
+                return Ok(self.served.nobody_serves().map(|why| End::NobodyServes(why.into())));
+            }
+            Order::Switch { to, cause, reason } => match self.served.switch(to, cause, &reason) {
                 Ok(switched) => {
                     tracing::info!(
                         from = %switched.from, to = %switched.to, pause_ms = switched.pause_ms,

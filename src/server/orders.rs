@@ -18,9 +18,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Backend, Deadlines, Mount};
+use crate::ledger::Cause;
 
 /// Version of the messages.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Longest message in bytes; well below what a SEQPACKET socket takes by default (212,960).
 const LONGEST: usize = 64 << 10;
 
@@ -49,9 +50,14 @@ pub enum Order {
     Switch {
         /// The backend that is to serve.
         to: Backend,
-        /// Why, in a word: `operator`, `rollback` …
+        /// What makes it so.
+        cause: Cause,
+        /// Why, in a few words.
         reason: String,
     },
+    /// See whether requests were read and never answered, and have the kernel send them again. Answered by nothing; what is
+    /// found is counted in the ledger.
+    RecoverLost,
     /// Log this from now on. Answered by nothing.
     LogLevel {
         /// A level or filter that has passed the checks of the configuration.
@@ -285,7 +291,7 @@ mod tests {
     #[test]
     fn messages_arrive_whole_and_closing_is_seen() {
         let (daemon, server) = Line::pair().unwrap();
-        let order = Order::Switch { to: Backend::Fuse3, reason: "operator".into() };
+        let order = Order::Switch { to: Backend::Fuse3, cause: Cause::Operator, reason: "operator".into() };
         daemon.send(&order).unwrap();
         daemon.send(&Order::Stop).unwrap();
         assert_eq!(server.receive::<Order>(Duration::from_secs(1)).unwrap(), order);

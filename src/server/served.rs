@@ -8,7 +8,7 @@ use crate::backend::{self, Context, StartError};
 use crate::config::{Backend, Deadlines, Mount};
 use crate::connection::port::{Drained, Leases, Port, PortError, State};
 use crate::connection::{Connection, Unmounted};
-use crate::ledger::{Ledger, PortState};
+use crate::ledger::{Cause, Ledger, PortState};
 use crate::vfs::Vfs;
 
 use super::handover::{drain, hand_over};
@@ -17,6 +17,8 @@ use super::orders::{Switched, Unavailable};
 /// How long a failover waits for answers of the session that has ended, before it goes on without asking the kernel to
 /// send again what that session has read and lost.
 const LAST_ANSWERS: Duration = Duration::from_millis(5);
+/// How long everybody may be held up to see whether requests were lost.
+const MOMENT: Duration = Duration::from_millis(20);
 
 /// A session by its number: sessions of a backend follow each other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -191,7 +193,19 @@ impl Served {
     ///
     /// # Errors
     /// When it cannot; the backend that served before serves on.
-    pub fn switch(&mut self, to: Backend, reason: &str) -> Result<Switched, SwitchError> {
+    pub fn switch(&mut self, to: Backend, cause: Cause, reason: &str) -> Result<Switched, SwitchError> {
+        let from = self.active;
+        let result = self.try_switch(to, reason);
+        let counted = self.context.ledger.switches();
+        match &result {
+            Ok(_) if from == to => {}
+            Ok(switched) => counted.done(from, to, cause, nanoseconds(switched.pause_ms)),
+            Err(_) => counted.failed(from, to, cause),
+        }
+        result
+    }
+
+    fn try_switch(&mut self, to: Backend, reason: &str) -> Result<Switched, SwitchError> {
         let from = self.active;
         let mut switched = Switched {
             from,
@@ -278,6 +292,7 @@ impl Served {
         if self.context.connection.is_gone() {
             return Consequence::ConnectionGone;
         }
+        self.context.ledger.count_ended_session(ended.backend);
         if ended.backend != self.active {
             self.publish();
             return Consequence::None;
@@ -285,7 +300,7 @@ impl Served {
         let from = self.active;
         let old = self.sessions[from.index()].as_ref().map(|session| session.port.clone());
         let began = Instant::now();
-        self.recover_lost(from);
+        self.recover_from_ended(from);
         let to = match self.attach_any([from.other(), from]) {
             Ok(to) => to,
             Err(error) => {
@@ -294,6 +309,7 @@ impl Served {
             }
         };
         let pause_ms = milliseconds(began.elapsed());
+        self.context.ledger.switches().done(from, to, Cause::Failover, nanoseconds(pause_ms));
         self.publish();
         // What it still holds is answered, or gets EIO at the deadline, as after a switch. One that was replaced by a session
         // of its own backend is retired by now, and takes no more orders.
@@ -318,13 +334,19 @@ impl Served {
 
     /// A session that ended may have read a request and lost it. The kernel sends such requests again if asked; that is
     /// safe once nothing is left in hand that could still be answered.
-    fn recover_lost(&self, from: Backend) {
+    fn recover_from_ended(&self, from: Backend) {
         let settled =
             self.sessions[from.index()].as_ref().is_some_and(|session| session.port.has_settled(LAST_ANSWERS));
         if !settled {
             tracing::warn!(%from, "it still holds requests, so what it may have lost is not asked for again");
             return;
         }
+        self.ask_again(from);
+    }
+
+    /// Has the kernel send again what `from` has read and lost. Only while nobody holds a request.
+    fn ask_again(&self, from: Backend) {
+        self.context.ledger.blame(Some(from));
         match self.context.connection.resend() {
             Ok(()) => {}
             Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {
@@ -332,6 +354,27 @@ impl Served {
             }
             Err(error) => tracing::warn!(%error, "requests could not be asked for again"),
         }
+    }
+
+    /// Sees whether the backend that serves has read requests and lost them, and has the kernel send those again. For that it
+    /// reads none for a moment; if what it holds takes longer than a moment, nothing is done.
+    ///
+    /// # Errors
+    /// When the session does not react; it serves on.
+    pub fn recover_lost(&mut self) -> Result<(), PortError> {
+        let backend = self.active;
+        let Some(port) = self.sessions[backend.index()].as_ref().map(|session| session.port.clone()) else {
+            return Err(PortError::Ended(backend));
+        };
+        port.detach(self.deadlines.switch)?;
+        if port.has_settled(MOMENT) {
+            self.ask_again(backend);
+        }
+        if let Err(error) = port.attach() {
+            self.keep_serving(backend);
+            return Err(error);
+        }
+        Ok(())
     }
 
     /// Makes the session that serves end as if by itself, for rehearsals and tests.
@@ -367,8 +410,13 @@ impl Served {
                 Some(State::Ended) => PortState::Ended,
             };
             self.context.ledger.set_port_state(backend, state);
+            self.context.ledger.set_weight(backend, if backend == self.active { 100 } else { 0 });
         }
     }
+}
+
+fn nanoseconds(milliseconds: f64) -> u64 {
+    (milliseconds * 1e6) as u64
 }
 
 fn milliseconds(duration: Duration) -> f64 {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use lighthouse_fs::config::{Backend, BackendChoice, Deadlines, Mount};
 use lighthouse_fs::connection::Connection;
-use lighthouse_fs::ledger::Ledger;
+use lighthouse_fs::ledger::{Cause, Ledger};
 use lighthouse_fs::server::orders::Switched;
 use lighthouse_fs::server::{Consequence, Served};
 use lighthouse_fs::vfs::{
@@ -142,7 +142,7 @@ pub fn serve_if_told() {
         released: Condvar::new(),
         hanging: AtomicUsize::new(0),
     });
-    let (ledger, _fd) = Ledger::create().expect("a ledger");
+    let ledger = Ledger::create().expect("a ledger");
     let (tell, ended) = mpsc::channel();
     let on_end = Arc::new(move |session| tell.send(session).unwrap_or_default());
     let connection = Connection::establish(&mount, mount.backend.resolve(), None).expect("a mount");
@@ -158,7 +158,7 @@ pub fn serve_if_told() {
     for line in std::io::stdin().lines() {
         let line = line.expect("standard input");
         let answer = match line.split_once(' ').unwrap_or((&line, "")) {
-            ("switch", to) => match served.switch(to.parse().expect("a backend"), "test") {
+            ("switch", to) => match served.switch(to.parse().expect("a backend"), Cause::Operator, "test") {
                 Ok(switched) => json!(switched),
                 Err(error) => json!({"error": error.to_string()}),
             },

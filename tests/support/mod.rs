@@ -35,6 +35,7 @@ macro_rules! for_each_way {
 mod machine;
 mod mount;
 mod sandbox;
+mod scrape;
 mod watchdog;
 mod way;
 
@@ -44,6 +45,7 @@ pub use lighthouse_fs::config::{Backend, Helper};
 pub use machine::{MountPoint, mounts_below, processes_of};
 pub use mount::{Mount, Switched};
 pub use sandbox::{Sandbox, end_everything};
+pub use scrape::Scrape;
 pub use way::{ROOT_DIRECT, ROOT_FUSERMOUNT, ROOT_FUSERMOUNT3, USER_FUSERMOUNT, USER_FUSERMOUNT3, User, Way, run_as};
 
 /// The program under test.

@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::sandbox::{Sandbox, end_everything};
+use super::scrape::Scrape;
 use super::watchdog::log_tail;
 use super::way::Way;
 use super::{Backend, COMMAND_LIMIT, MountPoint, wait_for};
@@ -226,6 +227,11 @@ impl Mount {
         let mut command = self.sandbox.program();
         command.args(arguments).arg("--json").arg("--socket").arg(self.sandbox.socket());
         assert_cmd::Command::from_std(command).timeout(COMMAND_LIMIT).output().expect("the program")
+    }
+
+    /// What the daemon's metrics show.
+    pub fn scrape(&self) -> Scrape {
+        Scrape::of(&self.sandbox.socket())
     }
 
     /// The kernel's side.

@@ -12,7 +12,6 @@ use fuser::{Config, INodeNo, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, Reply
 use super::{Context, StartError, TakeBack, entry_lifetime, guarded};
 use crate::config::{Backend, Cache};
 use crate::connection::port::{BlockingPort, InHandler, LargeReply, OnEnd, Port, SMALL_REPLY};
-use crate::ledger::AnswerStatus;
 use crate::vfs::{Attr, Caller, Entry, Operation, Result, Vfs, XattrSize};
 use translate::{attributes, errno};
 
@@ -74,7 +73,7 @@ struct Adapter {
 /// What a handler is about to reply. The request leaves its slot when this is dropped, after the reply call.
 struct Answer<'a, T> {
     result: std::result::Result<T, fuser::Errno>,
-    _in_handler: InHandler<'a>,
+    in_handler: InHandler<'a>,
 }
 
 impl Adapter {
@@ -101,15 +100,15 @@ impl Adapter {
         let (result, status) = guarded(|| call(&*self.vfs, &caller));
         if in_handler.claim() {
             in_handler.count(operation, status);
-            return Answer { result: result.map_err(errno), _in_handler: in_handler };
+            return Answer { result: result.map_err(errno), in_handler };
         }
-        in_handler.count(operation, AnswerStatus::BackendError);
+        // Counted when it was abandoned.
         in_handler.taken_back();
         if let Ok(value) = &result {
             value.take_back(&*self.vfs);
         }
         // The kernel has its answer; this one it ignores.
-        Answer { result: Err(fuser::Errno::EIO), _in_handler: in_handler }
+        Answer { result: Err(fuser::Errno::EIO), in_handler }
     }
 
     fn reply_entry(&self, answer: &Answer<'_, Entry>, reply: ReplyEntry) {

@@ -17,6 +17,7 @@ use crate::backend::{
     ALWAYS_READY, NO_ENTRY, OPEN_FLAGS, Opened, OpenedDir, copy_length, dot_attr, entry_lifetime, forget, list_plus,
 };
 use crate::connection::port::{NUDGE_NODE, SMALL_REPLY};
+use crate::ledger::Direction;
 use crate::vfs::{DirEntry, Errno, ListFlow, NodeId, Operation, Result, SetAttr};
 
 /// Listings are built by the crate, so they stay below what may race with a re-pointing; the kernel asks again for more.
@@ -216,7 +217,10 @@ impl fuser::Filesystem for Adapter {
                 vfs.read(caller, NodeId(node.0), handle_id(handle), offset, &mut buffer[..size])
             });
             match answer.result {
-                Ok(length) => self.reply_data(request.unique().0, reply, &buffer[..length]),
+                Ok(length) => {
+                    answer.in_handler.moved(Direction::Read, length as u64);
+                    self.reply_data(request.unique().0, reply, &buffer[..length]);
+                }
                 Err(error) => reply.error(error),
             }
         });
@@ -238,7 +242,10 @@ impl fuser::Filesystem for Adapter {
             vfs.write(caller, NodeId(node.0), handle_id(handle), offset, data)
         });
         match &answer.result {
-            Ok(written) => reply.written(*written),
+            Ok(written) => {
+                answer.in_handler.moved(Direction::Write, (*written).into());
+                reply.written(*written);
+            }
             Err(error) => reply.error(*error),
         }
     }
@@ -352,6 +359,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn statfs(&self, request: &Request, node: INodeNo, reply: ReplyStatfs) {
+        self.port.note_probe(request.pid());
         let answer = self.handle(request, Operation::StatFs, node, |vfs, caller| vfs.statfs(caller, NodeId(node.0)));
         match &answer.result {
             Ok(it) => {

@@ -20,6 +20,7 @@ use crate::backend::{
     ALWAYS_READY, NO_ENTRY, OPEN_FLAGS, Opened, OpenedDir, copy_length, entry_lifetime, forget, list_plus,
 };
 use crate::connection::port::NUDGE_NODE;
+use crate::ledger::Direction;
 use crate::vfs::{
     Attr, Caller, Created, DirEntry, Entry, HandleId, ListFlow, NodeId, Operation, SetAttr, Vfs, XattrSize,
 };
@@ -205,6 +206,7 @@ impl Filesystem for Adapter {
         } else {
             self.inline(request, Operation::Read, node, read).await?
         };
+        self.port.moved(Direction::Read, buffer.length as u64);
         Ok(ReplyData { data: Bytes::from_owner(buffer) })
     }
 
@@ -221,6 +223,7 @@ impl Filesystem for Adapter {
         let written: u32 = handle!(self, request, Operation::Write, node, [data], |vfs, caller| {
             vfs.write(caller, NodeId(node), HandleId(handle), offset, data)
         })?;
+        self.port.moved(Direction::Write, written.into());
         Ok(ReplyWrite { written })
     }
 
@@ -328,6 +331,7 @@ impl Filesystem for Adapter {
     }
 
     async fn statfs(&self, request: Request, node: u64) -> Answer<ReplyStatFs> {
+        self.port.note_probe(request.pid);
         let it: crate::vfs::StatFs =
             handle!(self, request, Operation::StatFs, node, [], |vfs, caller| vfs.statfs(caller, NodeId(node)))?;
         Ok(ReplyStatFs {

@@ -26,7 +26,7 @@ use rustix::thread::Pid;
 use super::super::{Connection, wire};
 use super::{Drained, Lease, OnEnd, Order, Plug, Port, PortError, State, Unbegun, Wires};
 use crate::config::Backend;
-use crate::ledger::{AnswerStatus, Ledger, Operation, Slot};
+use crate::ledger::{AnswerStatus, Clock, Direction, Ledger, Operation, Slot};
 
 /// Replies up to this size may race with the re-pointing: a SEQPACKET socket takes them with the kernel's default limits.
 /// Larger ones take the permit.
@@ -74,6 +74,7 @@ pub struct BlockingPort {
     wires: Wires,
     plug: Plug,
     ledger: Ledger,
+    clock: Clock,
     lease: Lease,
     state: Mutex<State>,
     /// Whether `n` is the device. The shared side is the permit of a large reply.
@@ -98,9 +99,10 @@ pub enum LargeReply<'a> {
 
 /// A request in its handler. It leaves its slot when dropped, which must be after the reply call.
 pub struct InHandler<'a> {
-    ledger: &'a Ledger,
+    port: &'a BlockingPort,
     slot: &'a Slot,
     index: usize,
+    started: u64,
 }
 
 impl InHandler<'_> {
@@ -112,13 +114,24 @@ impl InHandler<'_> {
 
     /// Counts an answer that was taken back.
     pub fn taken_back(&self) {
-        self.ledger.add_taken_back(Backend::Fuse2);
+        self.port.ledger.add_taken_back(Backend::Fuse2);
     }
 
-    /// Counts the answer.
+    /// Counts the answer, and how long its handler took.
     #[inline]
     pub fn count(&self, operation: Operation, status: AnswerStatus) {
-        self.ledger.lane(Backend::Fuse2, self.index).count(operation, status);
+        if cfg!(lighthouse_unmeasured) {
+            return;
+        }
+        let BlockingPort { ledger, clock, .. } = self.port;
+        let took = clock.nanoseconds(self.started, clock.ticks());
+        ledger.lane(Backend::Fuse2, self.index).count(operation, status, took);
+    }
+
+    /// Counts data that were read or written.
+    #[inline]
+    pub fn moved(&self, direction: Direction, bytes: u64) {
+        self.port.ledger.lane(Backend::Fuse2, self.index).moved(direction, bytes);
     }
 }
 
@@ -145,10 +158,12 @@ impl BlockingPort {
         install_wake_signal()?;
         let wires = Wires::new(connection, Backend::Fuse2).map_err(system)?;
         let theirs = wires.socket.try_clone().map_err(system)?;
+        ledger.use_lanes(Backend::Fuse2, lease.range().end);
         let port = Self {
             plug: Plug(theirs.as_raw_fd()),
             wires,
             ledger,
+            clock: Clock::new(),
             lease,
             state: Mutex::new(State::Parked),
             attached: RwLock::new(false),
@@ -196,8 +211,17 @@ impl BlockingPort {
         let index = SLOT.get();
         debug_assert!(self.lease.range().contains(&index), "every thread is enlisted before it can read a request");
         let slot = self.ledger.slot(index);
-        slot.enter(unique, operation, node);
-        InHandler { ledger: &self.ledger, slot, index }
+        let started = self.clock.ticks();
+        slot.enter(unique, operation, node, started);
+        if Slot::was_sent_before(unique) {
+            self.ledger.count_sent_again();
+        }
+        InHandler { port: self, slot, index, started }
+    }
+
+    /// Called by the adapter for a request of a kind that the prober sends: from that process?
+    pub fn note_probe(&self, pid: u32) {
+        self.ledger.note_probe(pid, Backend::Fuse2);
     }
 
     /// Called by the adapter for a FORGET of [`NUDGE_NODE`](super::NUDGE_NODE).
@@ -390,16 +414,29 @@ impl Port for BlockingPort {
             left
         };
         let late = wait_for(held, end);
-        let (abandoned, answering): (Vec<_>, Vec<_>) =
-            late.into_iter().partition(|(slot, unique)| self.ledger.slot(*slot).abandon(*unique));
-        let answered = abandoned.iter().filter(|(_, unique)| wire::answer_late(self.wires.device(), *unique)).count();
-        self.ledger.add_answered_for_hung(Backend::Fuse2, answered as u64);
+        let mut abandoned = 0;
+        let mut answered = 0;
+        let mut answering = Vec::new();
+        for (index, unique) in late {
+            let slot = self.ledger.slot(index);
+            let request = slot.read(Backend::Fuse2);
+            if !slot.abandon(unique) {
+                answering.push((index, unique));
+                continue;
+            }
+            abandoned += 1;
+            let is_answered = wire::answer_late(self.wires.device(), unique);
+            answered += usize::from(is_answered);
+            if let Some(request) = request {
+                self.ledger.count_abandoned(&request, is_answered);
+            }
+        }
         let stuck = wait_for(answering, Instant::now() + LAST_ANSWER).len();
         self.wires.wait_for_forwarder(LAST_ANSWER);
 
         let mut state = self.state.lock();
         if *state == State::Draining {
-            *state = if abandoned.is_empty() && stuck + missing == 0 { State::Parked } else { State::Hung };
+            *state = if abandoned == 0 && stuck + missing == 0 { State::Parked } else { State::Hung };
         }
         drop(state);
         if missing > 0 {

@@ -42,7 +42,7 @@ use tokio::sync::{
 use super::super::{Connection, wire};
 use super::{Drained, Lease, OnEnd, Order, Plug, Port, PortError, State, Unbegun, Wires};
 use crate::config::Backend;
-use crate::ledger::{AnswerStatus, Ledger, Operation};
+use crate::ledger::{AnswerStatus, Clock, Direction, Ledger, Operation, Slot};
 use free_slots::FreeSlots;
 use timer::pause;
 
@@ -69,6 +69,7 @@ enum Gate {
 #[must_use = "a request that was entered must be finished"]
 pub struct InTask {
     slot: usize,
+    started: u64,
 }
 
 /// The request must not run: the port has given its session up.
@@ -105,6 +106,7 @@ pub struct PolledPort {
     set: OwnedFd,
     plug: OnceLock<Plug>,
     ledger: Ledger,
+    clock: Clock,
     lease: Lease,
     /// Of counters. One that hangs and the fresh session beside it must not write the same.
     lane: usize,
@@ -143,12 +145,15 @@ impl PolledPort {
         rustix::io::ioctl_fionbio(&wires.socket, true).map_err(|error| system(error.into()))?;
         let set = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|error| system(error.into()))?;
         let (commands, inbox) = tokio::sync::mpsc::unbounded_channel();
+        let lane = lease.range().start / lease.range().len();
+        ledger.use_lanes(Backend::Fuse3, lane + 1);
         let port = Self {
-            lane: lease.range().start / lease.range().len(),
+            lane,
             wires,
             set,
             plug: OnceLock::new(),
             ledger,
+            clock: Clock::new(),
             lease,
             slot_freed: Notify::new(),
             gate: AtomicU8::new(Gate::Open as u8),
@@ -263,15 +268,28 @@ impl PolledPort {
     /// [`Refused`]: answer EIO and run nothing.
     #[inline]
     pub async fn enter(&self, unique: u64, operation: Operation, node: u64) -> Result<InTask, Refused> {
-        if self.gate() != Gate::Open {
-            self.wait_at_gate().await?;
-        }
-        let slot = match FreeSlots::take() {
-            Some(slot) => slot,
-            None => self.wait_for_slot().await?,
+        let slot = if self.gate() == Gate::Open
+            && let Some(slot) = FreeSlots::take()
+        {
+            slot
+        } else {
+            self.wait_to_enter().await.inspect_err(|_| self.ledger.count_refused(Backend::Fuse3, operation))?
         };
-        self.ledger.slot(slot).enter(unique, operation, node);
-        Ok(InTask { slot })
+        let started = self.clock.ticks();
+        self.ledger.slot(slot).enter(unique, operation, node, started);
+        if Slot::was_sent_before(unique) {
+            self.ledger.count_sent_again();
+        }
+        Ok(InTask { slot, started })
+    }
+
+    #[cold]
+    async fn wait_to_enter(&self) -> Result<usize, Refused> {
+        self.wait_at_gate().await?;
+        match FreeSlots::take() {
+            Some(slot) => Ok(slot),
+            None => self.wait_for_slot().await,
+        }
     }
 
     /// Called by the adapter last in every handler. `false`: the deadline has answered; take back what the answer would
@@ -286,13 +304,34 @@ impl PolledPort {
         if FreeSlots::put_back(task.slot) {
             self.slot_freed.notify_one();
         }
-        let status = if wanted { status } else { AnswerStatus::BackendError };
-        self.ledger.lane(Backend::Fuse3, self.lane).count(operation, status);
-        if !wanted {
+        if wanted {
+            self.count(&task, operation, status);
+        } else {
+            // Counted when it was abandoned.
             self.ledger.add_taken_back(Backend::Fuse3);
             self.wait_for_room().await;
         }
         wanted
+    }
+
+    #[inline]
+    fn count(&self, task: &InTask, operation: Operation, status: AnswerStatus) {
+        if cfg!(lighthouse_unmeasured) {
+            return;
+        }
+        let took = self.clock.nanoseconds(task.started, self.clock.ticks());
+        self.ledger.lane(Backend::Fuse3, self.lane).count(operation, status, took);
+    }
+
+    /// Counts data that were read or written. Only on the runtime's thread.
+    #[inline]
+    pub fn moved(&self, direction: Direction, bytes: u64) {
+        self.ledger.lane(Backend::Fuse3, self.lane).moved(direction, bytes);
+    }
+
+    /// Called by the adapter for a request of a kind that the prober sends: from that process?
+    pub fn note_probe(&self, pid: u32) {
+        self.ledger.note_probe(pid, Backend::Fuse3);
     }
 
     /// Called by the adapter for a FORGET of [`NUDGE_NODE`](super::NUDGE_NODE).
@@ -413,14 +452,14 @@ impl PolledPort {
         let mut answered = 0;
         for index in self.lease.range() {
             let slot = self.ledger.slot(index);
-            if let Some(unique) = slot.current()
-                && slot.abandon(unique)
-            {
+            let Some(request) = slot.read(Backend::Fuse3) else { continue };
+            if slot.abandon(request.unique) {
                 marked += 1;
-                answered += usize::from(wire::answer_late(self.wires.device(), unique));
+                let is_answered = wire::answer_late(self.wires.device(), request.unique);
+                answered += usize::from(is_answered);
+                self.ledger.count_abandoned(&request, is_answered);
             }
         }
-        self.ledger.add_answered_for_hung(Backend::Fuse3, answered as u64);
         (marked, answered)
     }
 
@@ -516,6 +555,7 @@ impl Port for PolledPort {
         let (in_flight, answered_for_hung) = (in_flight + late.0, answered_for_hung + late.1);
         match unbegun {
             Unbegun::SendAgain => {
+                self.ledger.blame(None);
                 if let Err(error) = self.wires.connection.resend() {
                     tracing::warn!(%error, "requests that fuse3 has read and not begun wait until its thread comes back, and then get EIO");
                 }
