@@ -319,6 +319,10 @@ impl Keeper {
                     // A client that has gone does not need to be told.
                     let _ = answer.send(Err(ControlError::NotServed { mount, why }));
                 }
+                Some(Request::Weigh { answer, .. }) => {
+                    let why = "it is not mounted; see `lighthouse-fs status`".into();
+                    let _ = answer.send(Err(ControlError::NotServed { mount: self.name(), why }));
+                }
                 Some(Request::Reconfigure(mount)) => {
                     self.checking = None;
                     self.facts.send_modify(|facts| facts.wanted = mount);

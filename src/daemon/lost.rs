@@ -116,7 +116,7 @@ impl Watch {
             waiting,
             in_handlers: in_flight.len() as u64,
             oldest: in_flight.iter().map(crate::ledger::InFlight::age).max().unwrap_or_default(),
-            answered: if self.can_ask { 0 } else { sum(|ledger, backend| ledger.totals(backend).operations()) },
+            answered: if self.can_ask { 0 } else { sum(|ledger, backend| ledger.operations(backend)) },
             lost: sum(|ledger, backend| ledger.lost(backend)),
             active: ledger.active(),
         }

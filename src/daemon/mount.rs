@@ -44,6 +44,19 @@ pub enum Request {
         /// Where the answer goes.
         answer: oneshot::Sender<Result<Switched, ControlError>>,
     },
+    /// Give a backend its share of the operations.
+    Weigh {
+        /// The backend that is tried.
+        candidate: Backend,
+        /// Its share in percent.
+        percent: u8,
+        /// What makes it so.
+        cause: Cause,
+        /// Why, in a few words.
+        reason: String,
+        /// Where the answer goes: the switch, if one serves alone now that did not before.
+        answer: oneshot::Sender<Result<Option<Switched>, ControlError>>,
+    },
     /// See whether requests were lost.
     RecoverLost,
     /// Unmount and end.
@@ -282,6 +295,10 @@ impl<'a> Task<'a> {
                         self.set_log_level(level);
                         continue;
                     }
+                    Some(Request::Weigh { answer, .. }) => {
+                        self.reply(answer, Err(ControlError::NotServed { mount: self.mount.name.clone(), why: "it is starting".into() }));
+                        continue;
+                    }
                     Some(Request::RecoverLost) => continue,
                     Some(Request::Stop) | None => return Err(self.stop().await),
                 },
@@ -363,6 +380,12 @@ impl<'a> Task<'a> {
                         self.set_log_level(level);
                         None
                     }
+                    Some(Request::Weigh { candidate, percent, cause, reason, answer }) => {
+                        let order = Order::Weigh { candidate, percent, cause, reason };
+                        let (result, end) = self.change(order).await;
+                        self.reply(answer, result);
+                        end
+                    }
                     Some(Request::RecoverLost) => {
                         if let Err(error) = self.server.send(&Order::RecoverLost) {
                             tracing::warn!(mount = self.mount.name, %error, "the server cannot be told to look for lost requests");
@@ -384,17 +407,25 @@ impl<'a> Task<'a> {
         reason: String,
         answer: oneshot::Sender<Result<Switched, ControlError>>,
     ) -> Option<End> {
-        if self.ledger.active() == Some(to) {
+        if self.ledger.active() == Some(to) && self.ledger.weight(to.other()) == 0 {
             let idle =
                 Switched { from: to, to, reason, pause_ms: 0., total_ms: 0., in_flight: 0, answered_for_hung: 0 };
             self.reply(answer, Ok(idle));
             return None;
         }
+        let (result, end) = self.change(Order::Switch { to, cause: Cause::Operator, reason }).await;
+        // A switch is always answered by what it did.
+        let none = || ControlError::Refused("the server does not say what it has done; see its log".into());
+        self.reply(answer, result.and_then(|switched| switched.ok_or_else(none)));
+        end
+    }
+
+    /// Has the server change who serves, and waits for what it did. An error may come with the mount's end.
+    async fn change(&mut self, order: Order) -> (Result<Option<Switched>, ControlError>, Option<End>) {
         self.facts.send_modify(|facts| facts.phase = Phase::Switching);
         let limit = server::switch_limit(&self.mount.deadlines) + MARGIN;
-        let order = self.server.send(&Order::Switch { to, cause: Cause::Operator, reason });
-        let result = match order {
-            Ok(()) => timeout(limit, self.switched()).await,
+        let result = match self.server.send(&order) {
+            Ok(()) => timeout(limit, self.changed()).await,
             Err(error) => Ok(Err((ControlError::Refused(error.to_string()), None))),
         };
         let (result, end) = match result {
@@ -406,19 +437,23 @@ impl<'a> Task<'a> {
             }
         };
         if let Err(error) = &result {
-            tracing::error!(mount = self.mount.name, %to, %error, "switch failed");
+            tracing::error!(mount = self.mount.name, ?order, %error, "a change of the backend failed");
         }
         self.facts.send_modify(|facts| facts.phase = Phase::Serving);
-        self.reply(answer, result);
-        end
+        (result, end)
     }
 
-    /// Waits for the answer to a switch. An error may come with the mount's end.
-    async fn switched(&mut self) -> Result<Switched, (ControlError, Option<End>)> {
+    async fn changed(&mut self) -> Result<Option<Switched>, (ControlError, Option<End>)> {
         loop {
             let end = match self.server.event().await {
                 Event::Report(Report::Switched(switched)) if self.owed == 0 => {
                     self.record(&switched, SystemTime::now());
+                    return Ok(Some(switched));
+                }
+                Event::Report(Report::Weighed { switched, .. }) if self.owed == 0 => {
+                    if let Some(switched) = &switched {
+                        self.record(switched, SystemTime::now());
+                    }
                     return Ok(switched);
                 }
                 Event::Report(Report::Failed { message }) if self.owed == 0 => {
@@ -476,6 +511,13 @@ impl<'a> Task<'a> {
                 self.owed = self.owed.saturating_sub(1);
                 tracing::warn!(mount, from = %switched.from, to = %switched.to, total_ms = switched.total_ms, "a switch was done after its deadline");
                 self.record(&switched, SystemTime::now());
+            }
+            Report::Weighed { candidate, percent, switched } => {
+                self.owed = self.owed.saturating_sub(1);
+                tracing::warn!(mount, %candidate, percent, "a share was given after its deadline");
+                if let Some(switched) = switched {
+                    self.record(&switched, SystemTime::now());
+                }
             }
             Report::Failed { message } => {
                 self.owed = self.owed.saturating_sub(1);

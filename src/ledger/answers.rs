@@ -177,6 +177,11 @@ impl Lane {
         add_alone(&self.bytes[direction as usize], bytes);
     }
 
+    /// All answers.
+    pub(super) fn operations(&self) -> u64 {
+        self.cells.iter().flat_map(|cell| &cell.counts).map(|count| count.load(Relaxed)).sum()
+    }
+
     /// Counts an answer that its handler did not give; without a time if there is no handler. From any thread, on the lane
     /// that is for this.
     pub(super) fn count_forced(&self, operation: Operation, nanoseconds: Option<u64>) {

@@ -164,10 +164,11 @@ impl Layout {
         self.backends[backend.index()].state.store(state as u32, Release);
     }
 
-    /// The backend that reads requests now, if one does.
+    /// The backend that reads requests, if one does; of two that share them, the one that serves more.
     #[must_use]
     pub fn active(&self) -> Option<Backend> {
-        Backend::ALL.into_iter().find(|backend| self.port_state(*backend) == PortState::Attached)
+        let attached = Backend::ALL.into_iter().filter(|backend| self.port_state(*backend) == PortState::Attached);
+        attached.max_by_key(|backend| self.weight(*backend))
     }
 
     /// Percent of the operations that a backend is to serve.
@@ -289,9 +290,19 @@ impl Layout {
     /// Sums over all lanes.
     #[must_use]
     pub fn totals(&self, backend: Backend) -> Totals {
+        Totals::of(self.used_lanes(backend))
+    }
+
+    /// All answers of a backend: less to read than [`totals`](Self::totals).
+    #[must_use]
+    pub fn operations(&self, backend: Backend) -> u64 {
+        self.used_lanes(backend).map(Lane::operations).sum()
+    }
+
+    fn used_lanes(&self, backend: Backend) -> impl Iterator<Item = &Lane> {
         let of = &self.backends[backend.index()];
         let used = of.lanes_used.load(Relaxed) as usize;
-        Totals::of(of.lanes.iter().take(used).chain([&of.forced]))
+        of.lanes.iter().take(used).chain([&of.forced])
     }
 
     /// A slot by its number.

@@ -4,13 +4,14 @@ mod handover;
 pub mod meeting;
 pub mod orders;
 mod served;
+mod slices;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
@@ -252,16 +253,19 @@ impl Control {
 
     /// The control loop.
     fn obey(&mut self, daemon: &mut Daemon, signals: &SignalFd) -> anyhow::Result<End> {
-        let timeout = PollTimeout::try_from(HEARTBEAT)?;
         loop {
             self.ledger.beat(coarse_now());
+            if let Some(end) = self.take_turns() {
+                return Ok(end);
+            }
+            let timeout = self.served.turn_due().map_or(HEARTBEAT, |due| HEARTBEAT.min(due - Instant::now().min(due)));
             let mut ready = vec![
                 PollFd::new(self.wake.as_fd(), PollFlags::POLLIN),
                 PollFd::new(signals.as_fd(), PollFlags::POLLIN),
             ];
             let lines = [daemon.line.as_ref().map(Line::as_fd), daemon.meeting.as_ref().map(Meeting::as_fd)];
             ready.extend(lines.iter().flatten().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)));
-            match poll(&mut ready, timeout) {
+            match ppoll(&mut ready, Some(timeout.into()), None) {
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -283,6 +287,14 @@ impl Control {
                 self.receive_visitor(daemon);
             }
         }
+    }
+
+    /// The next turn of two backends that share the mount, if it is time.
+    fn take_turns(&mut self) -> Option<End> {
+        if self.served.turn_due().is_some_and(|due| due <= Instant::now()) {
+            self.served.take_turn();
+        }
+        self.served.nobody_serves().map(|why| End::NobodyServes(why.into()))
     }
 
     /// Somebody has come to the meeting: the next daemon, if there is none.
@@ -368,6 +380,21 @@ impl Control {
                     tracing::warn!(%error, "whether requests were lost could not be seen");
                 }
                 return Ok(self.served.nobody_serves().map(|why| End::NobodyServes(why.into())));
+            }
+            Order::Weigh { candidate, percent, cause, reason } => {
+                match self.served.weigh(candidate, percent, cause, &reason) {
+                    Ok(switched) => {
+                        tracing::info!(%candidate, percent, reason, "weighed");
+                        if let Some(switched) = &switched {
+                            self.record(switched);
+                        }
+                        Report::Weighed { candidate, percent, switched }
+                    }
+                    Err(error) => {
+                        tracing::warn!("{error}");
+                        Report::Failed { message: error.to_string() }
+                    }
+                }
             }
             Order::Switch { to, cause, reason } => match self.served.switch(to, cause, &reason) {
                 Ok(switched) => {

@@ -55,6 +55,17 @@ pub enum Order {
         /// Why, in a few words.
         reason: String,
     },
+    /// Give a backend its share of the operations. Answered by [`Report::Weighed`] or [`Report::Failed`].
+    Weigh {
+        /// The backend that is tried.
+        candidate: Backend,
+        /// Its share, from 0 (the other serves alone) to 100 (it does).
+        percent: u8,
+        /// What makes it so.
+        cause: Cause,
+        /// Why, in a few words.
+        reason: String,
+    },
     /// See whether requests were read and never answered, and have the kernel send them again. Answered by nothing; what is
     /// found is counted in the ledger.
     RecoverLost,
@@ -75,6 +86,15 @@ pub enum Report {
     Hello(Box<Hello>),
     /// A switch is done.
     Switched(Switched),
+    /// The share of a backend is what it is to be.
+    Weighed {
+        /// The backend that is tried.
+        candidate: Backend,
+        /// Its share.
+        percent: u8,
+        /// The switch that this was, if one of the two serves alone now and did not before.
+        switched: Option<Switched>,
+    },
     /// An order failed; what was before goes on.
     Failed {
         /// What was tried, what happened, what to do.

@@ -6,17 +6,20 @@ use std::time::{Duration, Instant};
 
 use crate::backend::{self, Context, StartError};
 use crate::config::{Backend, Deadlines, Mount};
-use crate::connection::port::{Drained, Leases, Port, PortError, State};
+use crate::connection::port::{Drained, Leases, Order, Port, PortError, State};
 use crate::connection::{Connection, Unmounted};
 use crate::ledger::{Cause, Ledger, PortState};
 use crate::vfs::Vfs;
 
 use super::handover::{drain, hand_over};
 use super::orders::{Switched, Unavailable};
+use super::slices::Slices;
 
 /// How long a failover waits for answers of the session that has ended, before it goes on without asking the kernel to
 /// send again what that session has read and lost.
 const LAST_ANSWERS: Duration = Duration::from_millis(5);
+/// How long a backend has to give its turn away. One that does not react in time keeps reading beside the other.
+const TURN: Duration = Duration::from_millis(10);
 /// How long everybody may be held up to see whether requests were lost.
 const MOMENT: Duration = Duration::from_millis(20);
 
@@ -73,7 +76,9 @@ pub struct Served {
     context: Context,
     deadlines: Deadlines,
     sessions: [Option<Session>; 2],
+    /// Who reads requests; of two that share the mount, whose turn it is.
     active: Backend,
+    slices: Option<Slices>,
     next_session: u64,
     on_session_end: OnSessionEnd,
     nobody_serves: Option<String>,
@@ -106,6 +111,7 @@ impl Served {
             deadlines: mount.deadlines,
             sessions: [None, None],
             active: mount.backend.resolve(),
+            slices: None,
             next_session: 0,
             on_session_end,
             nobody_serves: None,
@@ -145,10 +151,12 @@ impl Served {
         Ok(unavailable)
     }
 
-    /// The backend that serves.
+    /// The backend that serves; of two that share the mount, the one that serves more.
     #[must_use]
     pub fn active(&self) -> Backend {
-        self.active
+        let Some(slices) = &self.slices else { return self.active };
+        let candidate = slices.candidate();
+        if slices.weight(candidate) > 50 { candidate } else { candidate.other() }
     }
 
     /// The kernel's side.
@@ -216,6 +224,9 @@ impl Served {
             in_flight: 0,
             answered_for_hung: 0,
         };
+        if let Some(slices) = &self.slices {
+            return self.end_slices(slices.turn(), to, reason);
+        }
         if from == to {
             return Ok(switched);
         }
@@ -244,6 +255,123 @@ impl Served {
         switched.total_ms = milliseconds(began.elapsed());
         self.publish();
         Ok(switched)
+    }
+
+    /// From two that share the mount to one of them: what the other holds is answered, or gets EIO at the deadline.
+    fn end_slices(&mut self, turn: Backend, to: Backend, reason: &str) -> Result<Switched, SwitchError> {
+        let from = to.other();
+        let failed = |reason: String| SwitchError { to, serving: from, reason };
+        let (Some(old), Some(new)) = (self.port(from), self.port(to)) else {
+            return Err(failed("one of the two has no session".into()));
+        };
+        self.slices = None;
+        let began = Instant::now();
+        let handed_over = if turn == to {
+            // It reads already; the other may still do so too, if it did not react in time.
+            if old.state() == State::Attached
+                && let Err(error) = old.detach(self.deadlines.drain.min(self.deadlines.switch))
+            {
+                // Its drain will fail too, and force it.
+                tracing::warn!(%error, "a backend that is to end its turns does not react");
+            }
+            Ok((began, None))
+        } else {
+            hand_over(&*old, &*new, &self.deadlines)
+        };
+        let (since, forced) = match handed_over {
+            Ok(done) => done,
+            Err(error) => {
+                self.keep_serving(turn);
+                return Err(failed(error.to_string()));
+            }
+        };
+        self.active = to;
+        self.publish();
+        let drained = forced.unwrap_or_else(|| drain(&*old, &*new, &self.deadlines));
+        self.publish();
+        Ok(Switched {
+            from,
+            to,
+            reason: reason.into(),
+            pause_ms: milliseconds(since - began),
+            total_ms: milliseconds(began.elapsed()),
+            in_flight: drained.in_flight,
+            answered_for_hung: drained.answered_for_hung,
+        })
+    }
+
+    /// Gives `candidate` so many percent of the operations, and the other backend the rest: 0 and 100 are switches, between
+    /// them both take turns.
+    ///
+    /// # Errors
+    /// When one of them has no session that works; what was before goes on.
+    pub fn weigh(
+        &mut self,
+        candidate: Backend,
+        percent: u8,
+        cause: Cause,
+        reason: &str,
+    ) -> Result<Option<Switched>, SwitchError> {
+        let alone = match percent {
+            0 => Some(candidate.other()),
+            1..100 => None,
+            _ => Some(candidate),
+        };
+        if let Some(alone) = alone {
+            let is_news = self.slices.is_some() || self.active != alone;
+            return Ok(Some(self.switch(alone, cause, reason)?).filter(|_| is_news));
+        }
+        if let Some(slices) = &mut self.slices
+            && slices.candidate() == candidate
+        {
+            slices.set_percent(percent);
+        } else {
+            if self.slices.is_none() {
+                let (to, serving) = (self.active.other(), self.active);
+                self.living_session(to).map_err(|error| SwitchError { to, serving, reason: error.to_string() })?;
+            }
+            self.slices = Some(Slices::new(candidate, percent, self.active, self.operations(), Instant::now()));
+        }
+        self.publish();
+        Ok(None)
+    }
+
+    fn operations(&self) -> [u64; Backend::ALL.len()] {
+        Backend::ALL.map(|backend| self.context.ledger.operations(backend))
+    }
+
+    fn port(&self, backend: Backend) -> Option<Arc<dyn Port>> {
+        self.sessions[backend.index()].as_ref().map(|session| session.port.clone())
+    }
+
+    /// When [`take_turn`](Self::take_turn) is due, while two backends share the mount.
+    #[must_use]
+    pub fn turn_due(&self) -> Option<Instant> {
+        self.slices.as_ref().map(Slices::due)
+    }
+
+    /// The turn of the backend that reads requests is over. Nobody waits for what it still holds: it answers that in the
+    /// other's turn, and then reads again.
+    pub fn take_turn(&mut self) {
+        let Some(turn) = self.slices.as_ref().map(Slices::turn) else { return };
+        let (Some(old), Some(new)) = (self.port(turn), self.port(turn.other())) else { return };
+        if let Err(error) = change_turns(&*old, &*new) {
+            // If its session has ended, that is on its way as an event, and brings the failover.
+            tracing::warn!(%error, "a backend could not take its turn; {turn} goes on");
+            if let Err(error) = old.attach() {
+                tracing::error!(%error, "{turn} cannot go on either");
+                self.slices = None;
+                self.keep_serving(turn);
+            } else if let Some(slices) = &mut self.slices {
+                slices.put_off(Instant::now());
+            }
+            return;
+        }
+        self.active = turn.other();
+        let served = self.operations();
+        if let Some(slices) = &mut self.slices {
+            slices.turned(served, Instant::now());
+        }
     }
 
     /// After a switch that failed: if the old session is good for nothing any more, a fresh one serves in its place.
@@ -293,6 +421,9 @@ impl Served {
             return Consequence::ConnectionGone;
         }
         self.context.ledger.count_ended_session(ended.backend);
+        if self.slices.take().is_some() {
+            return self.fail_over_from_slices(ended.backend);
+        }
         if ended.backend != self.active {
             self.publish();
             return Consequence::None;
@@ -332,6 +463,51 @@ impl Served {
         })
     }
 
+    /// One of two that share the mount has ended: the other serves alone.
+    fn fail_over_from_slices(&mut self, from: Backend) -> Consequence {
+        let to = from.other();
+        let began = Instant::now();
+        // What the ended one has lost may only be asked for again while the other holds nothing either. If that takes
+        // longer than a moment, it is found later as lost.
+        if let Some(other) = self.port(to)
+            && other.detach(TURN).is_ok()
+            && other.has_settled(MOMENT)
+        {
+            self.recover_from_ended(from);
+        }
+        let old = self.port(from);
+        match self.port(to).map(|port| port.attach()) {
+            Some(Ok(_since)) => self.active = to,
+            _ => {
+                self.active = from;
+                if let Err(error) = self.attach_any([to, from]) {
+                    self.publish();
+                    return Consequence::NobodyServes(error);
+                }
+            }
+        }
+        let pause_ms = milliseconds(began.elapsed());
+        self.context.ledger.switches().done(from, self.active, Cause::Failover, nanoseconds(pause_ms));
+        self.publish();
+        let drained = match old.filter(|_| self.active == to).map(|old| old.drain(self.deadlines.drain)) {
+            Some(Ok(drained)) => drained,
+            Some(Err(error)) => {
+                tracing::warn!(%from, %error, "what the session that has ended still held is not known");
+                Drained::default()
+            }
+            None => Drained::default(),
+        };
+        Consequence::FailedOver(Switched {
+            from,
+            to: self.active,
+            reason: format!("the session of {from} has ended by itself"),
+            pause_ms,
+            total_ms: milliseconds(began.elapsed()),
+            in_flight: drained.in_flight,
+            answered_for_hung: drained.answered_for_hung,
+        })
+    }
+
     /// A session that ended may have read a request and lost it. The kernel sends such requests again if asked; that is
     /// safe once nothing is left in hand that could still be answered.
     fn recover_from_ended(&self, from: Backend) {
@@ -357,18 +533,23 @@ impl Served {
     }
 
     /// Sees whether the backend that serves has read requests and lost them, and has the kernel send those again. For that it
-    /// reads none for a moment; if what it holds takes longer than a moment, nothing is done.
+    /// reads none for a moment; if what it holds takes longer than a moment, nothing is done. Of two that share the mount the
+    /// candidate is blamed: the stable one was trusted before, and a doubt is to end the trial.
     ///
     /// # Errors
     /// When the session does not react; it serves on.
     pub fn recover_lost(&mut self) -> Result<(), PortError> {
         let backend = self.active;
-        let Some(port) = self.sessions[backend.index()].as_ref().map(|session| session.port.clone()) else {
-            return Err(PortError::Ended(backend));
-        };
+        let Some(port) = self.port(backend) else { return Err(PortError::Ended(backend)) };
+        let sharing = self.slices.as_ref().and_then(|_| self.port(backend.other()));
+        if sharing.as_ref().is_some_and(|other| other.state() == State::Attached) {
+            // It did not give its turn away in time: not the moment.
+            return Ok(());
+        }
         port.detach(self.deadlines.switch)?;
-        if port.has_settled(MOMENT) {
-            self.ask_again(backend);
+        let blamed = self.slices.as_ref().map_or(backend, Slices::candidate);
+        if port.has_settled(MOMENT) && sharing.is_none_or(|other| other.has_settled(MOMENT)) {
+            self.ask_again(blamed);
         }
         if let Err(error) = port.attach() {
             self.keep_serving(backend);
@@ -401,6 +582,12 @@ impl Served {
 
     fn publish(&self) {
         for backend in Backend::ALL {
+            // Whose turn it is changes a hundred times a second, and is nobody's business.
+            if let Some(slices) = &self.slices {
+                self.context.ledger.set_port_state(backend, PortState::Attached);
+                self.context.ledger.set_weight(backend, slices.weight(backend).into());
+                continue;
+            }
             let state = match self.sessions[backend.index()].as_ref().map(|session| session.port.state()) {
                 None => PortState::Absent,
                 Some(State::Parked) => PortState::Parked,
@@ -413,6 +600,21 @@ impl Served {
             self.context.ledger.set_weight(backend, if backend == self.active { 100 } else { 0 });
         }
     }
+}
+
+/// From one that reads to one that may still hold requests of its last turn.
+fn change_turns(old: &dyn Port, new: &dyn Port) -> Result<(), PortError> {
+    if old.order() == Order::NextFirst {
+        new.attach()?;
+        return old.detach(TURN);
+    }
+    match old.detach(TURN) {
+        Ok(()) | Err(PortError::Ended(_)) => {}
+        // Its runtime is busy in a handler. Both read until its next turn ends, rather than nobody.
+        Err(PortError::Silent { .. }) => {}
+        Err(error) => return Err(error),
+    }
+    new.attach().map(drop)
 }
 
 fn nanoseconds(milliseconds: f64) -> u64 {

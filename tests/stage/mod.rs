@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lighthouse_fs::config::{Backend, BackendChoice, Deadlines, Mount};
 use lighthouse_fs::connection::Connection;
@@ -147,7 +147,7 @@ pub fn serve_if_told() {
     let on_end = Arc::new(move |session| tell.send(session).unwrap_or_default());
     let connection = Connection::establish(&mount, mount.backend.resolve(), None).expect("a mount");
     let (mut served, unavailable) =
-        Served::start(&mount, connection, faulty.clone(), ledger, on_end).expect("a served mount");
+        Served::start(&mount, connection, faulty.clone(), ledger.clone(), on_end).expect("a served mount");
     assert!(unavailable.is_empty(), "{unavailable:?}");
     let say = |answer: Value| {
         let mut out = std::io::stdout().lock();
@@ -155,13 +155,36 @@ pub fn serve_if_told() {
         out.flush().expect("standard output");
     };
     say(json!({"ready": true}));
-    for line in std::io::stdin().lines() {
-        let line = line.expect("standard input");
+    let (hear, heard) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lines() {
+            hear.send(line.expect("standard input")).expect("the stage listens");
+        }
+    });
+    loop {
+        let pause = served.turn_due().map_or(COMMAND_LIMIT, |due| due.saturating_duration_since(Instant::now()));
+        let line = match heard.recv_timeout(pause) {
+            Ok(line) => line,
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                served.take_turn();
+                continue;
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => break,
+        };
         let answer = match line.split_once(' ').unwrap_or((&line, "")) {
             ("switch", to) => match served.switch(to.parse().expect("a backend"), Cause::Operator, "test") {
                 Ok(switched) => json!(switched),
                 Err(error) => json!({"error": error.to_string()}),
             },
+            ("weigh", what) => {
+                let (candidate, percent) = what.split_once(' ').expect("a backend and a number");
+                let candidate = candidate.parse().expect("a backend");
+                match served.weigh(candidate, percent.parse().expect("percent"), Cause::Rollout, "test") {
+                    Ok(switched) => json!({"switched": switched}),
+                    Err(error) => json!({"error": error.to_string()}),
+                }
+            }
+            ("served", _) => json!({"served": Backend::ALL.map(|backend| ledger.operations(backend))}),
             ("hang", operation) => {
                 operation.clone_into(&mut faulty.told.lock().operation);
                 json!({})
@@ -210,7 +233,12 @@ pub struct Stage {
 impl Stage {
     /// Starts one; `test` is the name of the test that calls [`serve_if_told`].
     pub fn start(backend: Backend, handlers: Handlers, test: &str) -> Self {
-        let sandbox = Sandbox::new(User::Root, Duration::from_secs(20));
+        Self::start_for(backend, handlers, test, Duration::from_secs(20))
+    }
+
+    /// The same for a test that may take so long.
+    pub fn start_for(backend: Backend, handlers: Handlers, test: &str, limit: Duration) -> Self {
+        let sandbox = Sandbox::new(User::Root, limit);
         let folder = tempfile::tempdir().expect("a temporary folder");
         std::os::unix::fs::symlink(PROGRAM, folder.path().join("fusermount3")).expect("a link to the helper");
         let told = json!({
@@ -288,6 +316,23 @@ impl Stage {
     pub fn switch(&self, to: Backend) -> std::result::Result<Switched, String> {
         let answer = self.order(&format!("switch {to}"));
         serde_json::from_value(answer.clone()).map_err(|_| answer.to_string())
+    }
+
+    /// Gives a backend so many percent of the operations; whether that was a switch.
+    pub fn weigh(&self, candidate: Backend, percent: u8) -> Option<Switched> {
+        let answer = self.order(&format!("weigh {candidate} {percent}"));
+        assert!(answer["error"].is_null(), "{answer}");
+        serde_json::from_value(answer["switched"].clone()).expect("a switch or none")
+    }
+
+    /// Operations that each backend has served so far.
+    pub fn served(&self) -> [u64; 2] {
+        serde_json::from_value(self.order("served")["served"].clone()).expect("two numbers")
+    }
+
+    /// Where the program is that its workers run.
+    pub fn program_path(&self) -> &std::path::Path {
+        self.sandbox.program_path()
     }
 
     /// Makes the serving session end, and says who has taken over.

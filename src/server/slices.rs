@@ -1,0 +1,257 @@
+//! Two backends share a mount: they read requests by turns, for as long as gives the candidate its share of the operations.
+//!
+//! The share is steered, because a backend that is faster serves more in the same time: from how many operations a second
+//! each has served lately follows how long its turns must be, and what it is behind or ahead is made up for.
+
+use std::time::{Duration, Instant};
+
+use crate::config::Backend;
+
+/// A turn of each backend together, under load.
+const PERIOD: Duration = Duration::from_millis(20);
+/// The same while nothing is asked for: turns cost wake-ups.
+const IDLE_PERIOD: Duration = Duration::from_millis(640);
+/// The shortest turn: some ten times what it costs to change turns.
+const SHORTEST: Duration = Duration::from_millis(1);
+/// And so many times what turns end too late, as they do on a busy machine.
+const TIMES_LATE: u32 = 2;
+/// The longest period for a small share.
+const LONGEST_PERIOD: Duration = Duration::from_secs(2);
+/// How much of what was measured before still counts after a period.
+const SMOOTHING: f64 = 0.9;
+/// Until so many operations were measured of a backend, it is taken to be as fast as both together.
+const PRIOR: f64 = 20.;
+/// So much of what a backend is behind is made up for in one period.
+const CATCHING_UP: f64 = 0.2;
+/// What is owed is forgotten slowly, so that a burst long ago does not distort the share now.
+const MEMORY: f64 = 0.998;
+
+/// The turns of a candidate and the stable backend.
+#[derive(Debug)]
+pub struct Slices {
+    candidate: Backend,
+    percent: u8,
+    turn: Backend,
+    began: Instant,
+    due: Instant,
+    /// Operations that each had served when this turn began.
+    served: [u64; Backend::ALL.len()],
+    /// Of the turns of this period that are over: how long, and how many operations.
+    period: [(Duration, u64); Backend::ALL.len()],
+    steering: Steering,
+    length: Duration,
+    /// How late turns have ended lately.
+    late: Duration,
+}
+
+impl Slices {
+    /// The candidate is to get so many percent of the operations, from 1 to 99. `turn` reads now; `served` operations have
+    /// been served so far.
+    #[must_use]
+    pub fn new(
+        candidate: Backend,
+        percent: u8,
+        turn: Backend,
+        served: [u64; Backend::ALL.len()],
+        now: Instant,
+    ) -> Self {
+        Self {
+            candidate,
+            percent,
+            turn,
+            began: now,
+            due: now,
+            served,
+            period: [(Duration::ZERO, 0); Backend::ALL.len()],
+            steering: Steering::new(percent),
+            length: PERIOD,
+            late: Duration::ZERO,
+        }
+    }
+
+    /// The backend that is tried.
+    #[must_use]
+    pub fn candidate(&self) -> Backend {
+        self.candidate
+    }
+
+    /// Percent of the operations that a backend is to get.
+    #[must_use]
+    pub fn weight(&self, backend: Backend) -> u8 {
+        if backend == self.candidate { self.percent } else { 100 - self.percent }
+    }
+
+    /// Another share from now on.
+    pub fn set_percent(&mut self, percent: u8) {
+        self.percent = percent;
+        self.steering.aim(percent);
+    }
+
+    /// The backend that reads now.
+    #[must_use]
+    pub fn turn(&self) -> Backend {
+        self.turn
+    }
+
+    /// When its turn ends.
+    #[must_use]
+    pub fn due(&self) -> Instant {
+        self.due
+    }
+
+    /// The other cannot take over now: the turn goes on for a while.
+    pub fn put_off(&mut self, now: Instant) {
+        self.due = now + PERIOD * 5;
+    }
+
+    /// Its turn has ended, and the other's begins; `served` operations have been served so far.
+    pub fn turned(&mut self, served: [u64; Backend::ALL.len()], now: Instant) {
+        let turned = now - self.began;
+        self.late = (self.late * 7 + now.saturating_duration_since(self.due)) / 8;
+        for backend in Backend::ALL {
+            // What drains in the other's turn is its own work all the same.
+            self.period[backend.index()].1 += served[backend.index()].saturating_sub(self.served[backend.index()]);
+        }
+        self.period[self.turn.index()].0 += turned;
+        self.served = served;
+        self.began = now;
+        self.turn = self.turn.other();
+        if self.turn == self.candidate {
+            self.end_period();
+        }
+        let share = self.steering.share;
+        let share = if self.turn == self.candidate { share } else { 1. - share };
+        // It will be late again.
+        self.due = now + self.length.mul_f64(share).saturating_sub(self.late).max(SHORTEST);
+    }
+
+    fn end_period(&mut self) {
+        let [candidate, stable] =
+            [self.candidate, self.candidate.other()].map(|backend| std::mem::take(&mut self.period[backend.index()]));
+        self.steering.note(candidate, stable);
+        self.length = if candidate.1 + stable.1 > 0 { PERIOD } else { (self.length * 2).min(IDLE_PERIOD) };
+        // A small share takes a longer period, because turns cannot be as short as one likes.
+        let smaller = self.steering.share.min(1. - self.steering.share).max(0.001);
+        let shortest = SHORTEST.max(self.late * TIMES_LATE);
+        self.length = self.length.max(shortest.div_f64(smaller).min(LONGEST_PERIOD));
+    }
+}
+
+/// How long the candidate's turns must be.
+#[derive(Debug)]
+struct Steering {
+    weight: f64,
+    /// Of the time, for the candidate.
+    share: f64,
+    /// Of candidate and stable backend, fading: seconds of turns, and operations.
+    measured: [(f64, f64); 2],
+    /// Operations that the candidate is behind.
+    owed: f64,
+}
+
+impl Steering {
+    fn new(percent: u8) -> Self {
+        let weight = f64::from(percent) / 100.;
+        Self { weight, share: weight, measured: [(0., 0.); 2], owed: 0. }
+    }
+
+    fn aim(&mut self, percent: u8) {
+        self.weight = f64::from(percent) / 100.;
+        self.owed = 0.;
+        self.steer(0.);
+    }
+
+    /// A period is over, with so much time and so many operations for the candidate and the stable backend.
+    fn note(&mut self, candidate: (Duration, u64), stable: (Duration, u64)) {
+        let total = (candidate.1 + stable.1) as f64;
+        if total == 0. || candidate.0.is_zero() || stable.0.is_zero() {
+            return;
+        }
+        self.owed = self.owed * MEMORY + self.weight * total - candidate.1 as f64;
+        for (sum, (time, count)) in self.measured.iter_mut().zip([candidate, stable]) {
+            *sum = (sum.0 * SMOOTHING + time.as_secs_f64(), sum.1 * SMOOTHING + count as f64);
+        }
+        self.steer(total);
+    }
+
+    /// Operations a second that candidate and stable backend serve in their own turns.
+    fn rates(&self) -> [f64; 2] {
+        let [(time, count), (other_time, other_count)] = self.measured;
+        if count + other_count == 0. {
+            return [1., 1.];
+        }
+        let together = (count + other_count) / (time + other_time);
+        self.measured.map(|(time, count)| (count + PRIOR) / (time + PRIOR / together))
+    }
+
+    fn steer(&mut self, operations: f64) {
+        let [candidate, stable] = self.rates();
+        // w of the operations: share * candidate = w * (share * candidate + (1 - share) * stable).
+        let [for_candidate, for_stable] = [self.weight * stable, (1. - self.weight) * candidate];
+        let sum = for_candidate + for_stable;
+        let fair = if sum > 0. { for_candidate / sum } else { self.weight };
+        let correction = if operations > 0. { CATCHING_UP * self.owed / operations } else { 0. };
+        // Never to nothing: who has no turn is not measured.
+        let least = 0.25 * fair.min(1. - fair);
+        self.share = (fair + correction.clamp(-0.5 * fair, 0.5 * (1. - fair))).clamp(least, 1. - least);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    /// Turns over ten seconds that end up to `late` too late, with backends that serve so many operations a second; the
+    /// candidate's share in percent.
+    fn simulate(percent: u8, candidate: f64, stable: f64, wobble: f64, late: Duration) -> f64 {
+        let mut served = [0_f64; 2];
+        let mut now = Instant::now();
+        let end = now + Duration::from_secs(10);
+        let whole = |served: [f64; 2]| served.map(|count| count as u64);
+        let mut slices = Slices::new(Backend::Fuse3, percent, Backend::Fuse2, [0, 0], now);
+        let mut turns = 0_u32;
+        while now < end {
+            let then = slices.due().max(now) + late * (turns * 379 % 1000) / 1000;
+            let rate = if slices.turn() == Backend::Fuse3 { candidate } else { stable };
+            let rate = rate * (1. + wobble * f64::from(turns % 7) / 7.);
+            served[slices.turn().index()] += rate * (then - now).as_secs_f64();
+            now = then;
+            slices.turned(whole(served), now);
+            turns += 1;
+        }
+        100. * served[1] / (served[0] + served[1])
+    }
+
+    #[rstest]
+    fn the_share_is_kept_whoever_is_faster(
+        #[values(1, 10, 25, 50, 75, 90, 99)] percent: u8,
+        #[values((50_000., 50_000.), (20_000., 80_000.), (80_000., 20_000.), (300., 250.))] rates: (f64, f64),
+        #[values(0., 1.)] wobble: f64,
+        #[values(Duration::from_micros(200), Duration::from_millis(6))] late: Duration,
+    ) {
+        let share = simulate(percent, rates.0, rates.1, wobble, late);
+        assert!((share - f64::from(percent)).abs() < 1., "{share} instead of {percent}");
+    }
+
+    #[test]
+    fn while_nothing_is_asked_for_turns_become_rare() {
+        let mut now = Instant::now();
+        let mut slices = Slices::new(Backend::Fuse3, 50, Backend::Fuse2, [0, 0], now);
+        let mut turns = 0;
+        let end = now + Duration::from_secs(20);
+        while now < end {
+            now = slices.due().max(now + Duration::from_micros(100));
+            slices.turned([0, 0], now);
+            turns += 1;
+        }
+        assert!(turns < 100, "{turns} in 20 seconds");
+        let mut served = 0;
+        for _ in 0..4 {
+            now = slices.due();
+            served += 100;
+            slices.turned([served, served], now);
+        }
+        assert!(slices.due() - now <= PERIOD, "under load again");
+    }
+}
