@@ -17,7 +17,7 @@ use lighthouse_fs::config::{Backend, BackendChoice, Deadlines, Mount};
 use lighthouse_fs::daemon::mount::{Beginning, End, Facts, Phase, Request, Task};
 use lighthouse_fs::daemon::prober::Prober;
 use lighthouse_fs::daemon::process::{Process, Server};
-use lighthouse_fs::daemon::{Handle, Mounts};
+use lighthouse_fs::daemon::{Handle, Mounts, Plan};
 use lighthouse_fs::ledger::{Ledger, PortState};
 use lighthouse_fs::server::orders::{Hello, Line, Order, Report, Switched, Unavailable, VERSION};
 use rstest::rstest;
@@ -121,7 +121,9 @@ impl Daemon {
         let (facts, mut watcher) = watch::channel(Facts::new(Arc::new(mount())));
         let (requests, mut received) = mpsc::channel(16);
         let task = tokio::spawn(async move {
-            let task = Task::new(None, server, &facts, &mut received).unwrap();
+            let plan =
+                Plan { meeting: None, socket: "control.sock".into(), server_arguments: Arc::default(), alone: false };
+            let task = Task::new(None, server, &plan, &facts, &mut received).unwrap();
             task.run(Beginning::Serve { meeting: None, resume: None }).await
         });
         let folder = tempfile::tempdir().unwrap();

@@ -250,6 +250,32 @@ fn umount_ends_the_daemon_with_0() {
     });
 }
 
+#[test]
+fn a_lazy_umount_ends_the_daemon_with_0_after_the_last_user() {
+    unless_skipped(require_root(), || {
+        let sandbox = sandbox(User::Root);
+        fs::write(sandbox.source().join("file"), "content").unwrap();
+        let mut command = helper(&sandbox, &inside(&sandbox, "rw"));
+        let mut daemon = command.arg("--foreground").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        wait_for("the mount", COMMAND_LIMIT, || (sandbox.mounts().len() == 1).then_some(()));
+        let open = fs::File::open(sandbox.mountpoint().join("file")).unwrap();
+        let mut umount = sandbox.client("umount");
+        umount.arg("--lazy").arg(sandbox.mountpoint());
+        assert_silent_success(umount);
+        let socket = text(&sandbox.socket());
+        wait_for("the daemon to say so", COMMAND_LIMIT, || {
+            let said = sandbox.run(["health", "--socket", &socket]).stdout;
+            String::from_utf8(said).unwrap().contains("the daemon ends with the last of them").then_some(())
+        });
+        assert_eq!(std::io::read_to_string(&open).unwrap(), "content");
+        assert_eq!(daemon.try_wait().unwrap(), None);
+        drop(open);
+        let status = wait_for("the daemon to end", COMMAND_LIMIT, || daemon.try_wait().unwrap());
+        assert!(status.success(), "{status}");
+        sandbox.assert_nothing_left();
+    });
+}
+
 /// A journal of the test's own stands where journald would, in a mount namespace that nobody else is in.
 #[test]
 fn the_daemon_logs_to_the_journal() {

@@ -114,13 +114,14 @@ impl Keeper {
             let served = self.facts.borrow().greeting.is_some();
             let steady = served && began.elapsed() > STEADY;
             has_served |= served;
-            failures = if steady { 0 } else { failures + 1 };
+            failures = if steady || end == End::Superseded { 0 } else { failures + 1 };
             // What an operator has switched to, unless it is what the server dies of.
             resume = self.facts.borrow().last_active.filter(|_| failures < 2);
             let next = match &end {
                 End::Stopped | End::Forced(_) => Next::Over,
                 End::Unmounted if self.plan.alone || is_given => Next::Over,
                 End::Unmounted => Next::Idle,
+                End::Superseded => Next::Again(Duration::ZERO),
                 _ if is_given => Next::Over,
                 End::Failed(_) | End::Refused(_) if self.plan.alone && !has_served => Next::Over,
                 End::Failed(_) | End::Refused(_) => Next::Again(wait_before(failures)),
@@ -161,6 +162,7 @@ impl Keeper {
                 tracing::error!(mount, again_in = ?delay, "not served: {why}");
                 Phase::Waiting(why.clone())
             }
+            (Next::Again(_), _) => Phase::Starting,
             (Next::Idle, _) => {
                 tracing::warn!(
                     mount,
@@ -177,7 +179,7 @@ impl Keeper {
                 facts.phase = phase;
             }
             facts.greeting = None;
-            facts.failures += u32::from(matches!(next, Next::Again(_)));
+            facts.failures += u32::from(matches!(next, Next::Again(_)) && *end != End::Superseded);
         });
         next
     }
@@ -188,7 +190,7 @@ impl Keeper {
             Ok(begun) => begun,
             Err(end) => return end,
         };
-        match Task::new(place, server, &self.facts, &mut self.requests) {
+        match Task::new(place, server, &self.plan, &self.facts, &mut self.requests) {
             Ok(task) => task.run(beginning).await,
             Err(error) => End::Failed(format!("the server cannot be watched: {error}; see the limit on descriptors")),
         }

@@ -38,13 +38,21 @@ pub fn end(folder: &Path, is_to_end: impl Fn(&str) -> bool) -> Vec<(String, io::
 /// Whether there was a server.
 pub(super) fn end_one(path: &Path) -> io::Result<bool> {
     let Some((_line, pid)) = meeting::visit(path)? else {
-        std::fs::remove_file(path)?;
+        remove(path)?;
         return Ok(false);
     };
     if !process::end_process(pid, process::STOP)? {
         // What it has left behind.
-        std::fs::remove_file(path)?;
+        remove(path)?;
         dead_mount::clear_all()?;
     }
     Ok(true)
+}
+
+/// Removes a socket, if it is still there.
+fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }

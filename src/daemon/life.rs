@@ -264,7 +264,7 @@ impl Life {
             return Ok(None);
         }
         Ok(Some(match end {
-            End::Stopped => Ok(()),
+            End::Stopped | End::Superseded => Ok(()),
             End::Unmounted => {
                 tracing::info!(mount, "somebody else has unmounted it; nothing is left to serve");
                 Ok(())

@@ -6,11 +6,12 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
+use super::keeper::Plan;
 use super::running::{Event, Running};
 use super::{dead_mount, process};
 use crate::api::ControlError;
@@ -29,6 +30,8 @@ const START: Duration = Duration::from_secs(30);
 const MARGIN: Duration = Duration::from_secs(3);
 /// For a process that has said its last word, or was killed, to be gone.
 const DEATH: Duration = Duration::from_secs(3);
+/// A reload that came at most so long before the news that the mount is unmounted came after the unmount itself.
+const NEWS: Duration = Duration::from_secs(2);
 /// For a dead mount to be taken away.
 const CLEANING: Duration = Duration::from_secs(10);
 
@@ -61,12 +64,41 @@ pub enum Phase {
     Serving,
     /// It serves, and changes its backend at this moment.
     Switching,
+    /// Somebody else has unmounted it, and programs that use it are still served.
+    Detached {
+        /// What mounts it again, if anything.
+        again: Again,
+    },
     /// It is unmounting.
     Stopping,
     /// It is not served, for this reason, and is to be tried again.
     Waiting(String),
     /// It is over, until somebody wants it again.
     Ended(End),
+}
+
+/// What becomes of a mount that somebody else has unmounted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Again {
+    /// A reload or a restart of the daemon mounts it again.
+    Reload,
+    /// Nothing: its daemon ends with it.
+    Never,
+}
+
+impl Again {
+    /// What is to be said of it while programs still use it.
+    #[must_use]
+    pub fn why_detached(self) -> &'static str {
+        match self {
+            Self::Reload => {
+                "somebody else has unmounted it; a reload (SIGHUP) or a restart of the daemon mounts it again; programs that still use the old one are served until they let go"
+            }
+            Self::Never => {
+                "somebody else has unmounted it; programs that still use it are served until they let go, and the daemon ends with the last of them"
+            }
+        }
+    }
 }
 
 /// How a mount ended.
@@ -76,6 +108,8 @@ pub enum End {
     Stopped,
     /// Somebody else unmounted it.
     Unmounted,
+    /// A reload wants it anew, at once, beside the last programs that use what somebody else has unmounted.
+    Superseded,
     /// It never began.
     Failed(String),
     /// It is wrong in itself, and will not begin on any machine.
@@ -190,6 +224,14 @@ pub struct Task<'a> {
     place: Option<PathBuf>,
     /// The mount's number there, once it is made: a later one at the same place is somebody else's.
     number: Option<u32>,
+    /// What becomes of it if somebody else unmounts it.
+    again: Again,
+    /// Whether its server can do without this daemon.
+    is_left: bool,
+    /// Whether somebody else has unmounted it, and programs still use it.
+    is_detached: bool,
+    /// When a configuration was last read again.
+    reloaded: Option<Instant>,
     server: Running,
     ledger: Ledger,
     facts: &'a watch::Sender<Facts>,
@@ -200,14 +242,15 @@ pub struct Task<'a> {
 }
 
 impl<'a> Task<'a> {
-    /// A task over a server that has just been started or found, where its requests come from, and its facts go. Needs a
-    /// runtime.
+    /// A task over a server that has just been started or found by the keeper of `plan`, where its requests come from, and
+    /// its facts go. Needs a runtime.
     ///
     /// # Errors
     /// When descriptors have run out.
     pub fn new(
         place: Option<PathBuf>,
         server: process::Server,
+        plan: &Plan,
         facts: &'a watch::Sender<Facts>,
         requests: &'a mut mpsc::Receiver<Request>,
     ) -> io::Result<Self> {
@@ -220,7 +263,20 @@ impl<'a> Task<'a> {
             facts.greeting = None;
             facts.unavailable.clear();
         });
-        Ok(Self { mount, place, number: None, server, ledger, facts, requests, owed: 0 })
+        Ok(Self {
+            mount,
+            place,
+            number: None,
+            again: if plan.alone { Again::Never } else { Again::Reload },
+            is_left: plan.meeting.is_some(),
+            is_detached: false,
+            reloaded: None,
+            server,
+            ledger,
+            facts,
+            requests,
+            owed: 0,
+        })
     }
 
     /// Runs the server from its start to its end.
@@ -244,12 +300,18 @@ impl<'a> Task<'a> {
             Ok(()) => self.serve().await,
             Err(end) => end,
         };
-        self.bury(&end).await;
+        let is_released = self.is_detached && self.is_left && matches!(end, End::Stopped | End::Superseded);
+        if !is_released {
+            self.bury(&end).await;
+        }
         self.facts.send_modify(|facts| {
             facts.phase = Phase::Ended(end.clone());
             facts.last_active = self.ledger.active();
             facts.server = None;
         });
+        if is_released {
+            self.release();
+        }
         end
     }
 
@@ -344,13 +406,14 @@ impl<'a> Task<'a> {
             let end = tokio::select! {
                 event = self.server.event() => match event {
                     Event::Report(report) => self.note(report),
-                    Event::Gone(why) => Some(End::Died(why)),
+                    Event::Gone(why) => Some(self.died(why)),
                 },
                 request = self.requests.recv() => match request {
                     Some(Request::Switch { to, reason, answer }) => self.answer_switch(to, reason, answer).await,
                     Some(Request::Reconfigure(mount)) => {
                         self.reconfigure(&mount);
-                        None
+                        self.reloaded = Some(Instant::now());
+                        self.is_detached.then_some(End::Superseded)
                     }
                     Some(Request::LogLevel(level)) => {
                         self.set_log_level(level);
@@ -395,7 +458,8 @@ impl<'a> Task<'a> {
         if let Err(error) = &result {
             tracing::error!(mount = self.mount.name, %to, %error, "switch failed");
         }
-        self.facts.send_modify(|facts| facts.phase = Phase::Serving);
+        let phase = if self.is_detached { Phase::Detached { again: self.again } } else { Phase::Serving };
+        self.facts.send_modify(|facts| facts.phase = phase);
         self.reply(answer, result);
         end
     }
@@ -412,7 +476,7 @@ impl<'a> Task<'a> {
                     return Err((ControlError::Refused(message), None));
                 }
                 Event::Report(other) => self.note(other),
-                Event::Gone(why) => Some(End::Died(why)),
+                Event::Gone(why) => Some(self.died(why)),
             };
             if let Some(end) = end {
                 let why = format!("it ended during the switch ({end:?})");
@@ -423,6 +487,9 @@ impl<'a> Task<'a> {
 
     /// Tells the server to unmount, and waits until it has or its deadline has passed.
     async fn stop(&mut self) -> End {
+        if self.is_detached && self.is_left {
+            return End::Stopped;
+        }
         self.facts.send_modify(|facts| facts.phase = Phase::Stopping);
         if let Err(error) = self.server.send(&Order::Stop) {
             return End::Forced(format!("it could not be told to stop: {error}"));
@@ -468,6 +535,16 @@ impl<'a> Task<'a> {
                 self.owed = self.owed.saturating_sub(1);
                 tracing::error!(mount, message, "the server reports a failure");
             }
+            Report::Detached => {
+                tracing::warn!(mount, "{}", self.again.why_detached());
+                self.is_detached = true;
+                // What is there from now on is another mount, whatever its number.
+                self.place = None;
+                self.facts.send_modify(|facts| facts.phase = Phase::Detached { again: self.again });
+                if self.reloaded.is_some_and(|reloaded| reloaded.elapsed() < NEWS) {
+                    return Some(End::Superseded);
+                }
+            }
             Report::Stopped { by_others: true, .. } => return Some(End::Unmounted),
             Report::Stopped { .. } => {
                 return Some(End::Died("the serving process stopped without being told to".into()));
@@ -475,6 +552,35 @@ impl<'a> Task<'a> {
             Report::Hello(_) => tracing::warn!(mount, "the server says hello a second time; ignored"),
         }
         None
+    }
+
+    /// The end of a process that has not said that it ends.
+    fn died(&self, why: String) -> End {
+        if !self.is_detached {
+            return End::Died(why);
+        }
+        tracing::error!(mount = self.mount.name, "{why}; the programs that still used the mount get errors (ENOTCONN)");
+        End::Unmounted
+    }
+
+    /// Leaves the server with the programs that still use the mount. It ends by itself.
+    fn release(self) {
+        let Self { mount, mut server, .. } = self;
+        let pid = server.pid();
+        tracing::info!(
+            mount = mount.name,
+            pid,
+            "the old server serves the programs that still use it, until they let go"
+        );
+        // Its line is kept, but nobody says anything any more: it does not need it, and whoever has started it reaps it.
+        tokio::spawn(async move {
+            while let Event::Report(_) = server.event().await {}
+            tracing::info!(
+                mount = mount.name,
+                pid,
+                "the last program has let go of the old mount: its server has ended"
+            );
+        });
     }
 
     fn record(&self, switched: &Switched, at: SystemTime) {

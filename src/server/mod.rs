@@ -4,6 +4,7 @@ mod handover;
 pub mod meeting;
 pub mod orders;
 mod served;
+mod tree;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use crate::ledger::{Ledger, coarse_now};
 use crate::vfs::passthrough::{Access, PassThrough, strip_set_id_on_write};
 use meeting::Meeting;
 use orders::{Hello, Line, LineError, Order, PastSwitch, Report, Unavailable};
+use tree::Tree;
 
 pub use served::{Consequence, OnSessionEnd, ServeError, Served, SessionEnded, SwitchError};
 
@@ -62,7 +64,7 @@ pub fn run(
     device: Option<OwnedFd>,
     set_log_level: Box<dyn Fn(&str)>,
 ) -> u8 {
-    let mut daemon = Daemon { line: Some(line), meeting: None, set_log_level };
+    let mut daemon = Daemon { line: Some(line), meeting: None, is_dispensable: false, set_log_level };
     match serve(&mut daemon, ledger, shared, device) {
         Ok(()) => 0,
         Err(error) => {
@@ -79,6 +81,8 @@ struct Daemon {
     line: Option<Line>,
     /// Where the next one comes to.
     meeting: Option<Meeting>,
+    /// Whether the mount is to outlive it.
+    is_dispensable: bool,
     /// What it may change of this process's log.
     set_log_level: Box<dyn Fn(&str)>,
 }
@@ -114,6 +118,7 @@ fn serve(daemon: &mut Daemon, ledger: Ledger, shared: OwnedFd, device: Option<Ow
         Order::Stop => return Ok(()),
         other => anyhow::bail!("{other:?} before the order to serve"),
     };
+    daemon.is_dispensable = meeting.is_some();
     // Before anything is mounted: two servers of one mount must never be.
     if let Some(path) = meeting {
         let meeting = Meeting::at(&path);
@@ -198,6 +203,7 @@ struct Control {
     shared: OwnedFd,
     wake: Arc<EventFd>,
     ended: Receiver<SessionEnded>,
+    tree: Tree,
 }
 
 impl Control {
@@ -240,7 +246,8 @@ impl Control {
         let is_missing = unavailable.iter().any(|one| one.backend == wanted);
         // With `auto`, the first that works here.
         let stable = if mount.backend == BackendChoice::Auto && is_missing { served.active() } else { wanted };
-        let control = Self { mount, stable, served, unavailable, last_switch: None, ledger, shared, wake, ended };
+        let tree = Tree::default();
+        let control = Self { mount, stable, served, unavailable, last_switch: None, ledger, shared, wake, ended, tree };
         Ok((control, prepared))
     }
 
@@ -263,6 +270,9 @@ impl Control {
         let timeout = PollTimeout::try_from(HEARTBEAT)?;
         loop {
             self.ledger.beat(coarse_now());
+            if self.tree.has_lost(self.served.connection()) {
+                self.serve_last_users(daemon);
+            }
             let mut ready = vec![
                 PollFd::new(self.wake.as_fd(), PollFlags::POLLIN),
                 PollFd::new(signals.as_fd(), PollFlags::POLLIN),
@@ -291,6 +301,17 @@ impl Control {
                 self.receive_visitor(daemon);
             }
         }
+    }
+
+    /// Somebody else has unmounted lazily. The next daemon is to mount anew, and does not need this server.
+    fn serve_last_users(&self, daemon: &mut Daemon) {
+        // Its daemon says more.
+        tracing::info!(
+            mountpoint = %self.mount.place().display(),
+            "somebody else has unmounted it; programs that still use it are served until they let go"
+        );
+        daemon.meeting = None;
+        daemon.hear(&Report::Detached);
     }
 
     /// Somebody has come to the meeting: the next daemon, if there is none.
@@ -347,6 +368,11 @@ impl Control {
                 daemon.line = None;
                 return Ok(None);
             }
+            Err(LineError::Closed) if daemon.is_dispensable && self.tree.is_lost() => {
+                tracing::info!("the daemon has gone; the last programs are served on");
+                daemon.line = None;
+                return Ok(None);
+            }
             Err(LineError::Closed) => {
                 tracing::warn!("the daemon has gone: unmounting");
                 return Ok(Some(End::Told));
@@ -393,9 +419,13 @@ impl Control {
     /// Ends the mount. A thread does it, because `umount2(2)` waits for dirty pages, and so for a backend.
     fn finish(self, daemon: &Daemon, end: End) -> anyhow::Result<()> {
         let is_gone = matches!(end, End::ConnectionGone);
-        let is_aborted = is_gone && self.served.connection().is_mounted();
+        // What is out of the tree is not looked for there: its numbers may be another's already.
+        let is_lost = self.tree.is_lost();
+        let is_aborted = is_gone && !is_lost && self.served.connection().is_mounted();
         let unmounted = if is_gone && !is_aborted {
             Unmounted::Cleanly
+        } else if is_lost {
+            Unmounted::Lazily
         } else {
             let (done, is_done) = mpsc::channel();
             let (served, limit) = (self.served, stop_limit(&self.mount.deadlines));
