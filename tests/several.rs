@@ -13,7 +13,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rstest::rstest;
 use serde_json::Value;
-use support::{COMMAND_LIMIT, ROOT_DIRECT, Sandbox, USER_FUSERMOUNT3, Way, require_root, unless_skipped, wait_for};
+use support::{
+    Backend, COMMAND_LIMIT, Mount, ROOT_DIRECT, Sandbox, USER_FUSERMOUNT3, Way, require_root, unless_skipped, wait_for,
+};
 
 /// Names of mounts that are served well.
 const GOOD: [&str; 2] = ["one", "two"];
@@ -502,5 +504,32 @@ fn a_reload_may_come_before_the_daemon_knows_that_it_is_unmounted() {
         drop(open);
         wait_for_end(one);
         service.stop();
+    });
+}
+
+/// By a source on a mount that does not answer: nobody looks at that but the server, whose start has half a minute.
+#[test]
+fn a_reload_gives_a_start_that_hangs_another_chance_at_once() {
+    unless_skipped(require_root(), || {
+        let backend = Backend::ALL.into_iter().find(|backend| backend.is_built_in()).expect("a backend");
+        let below = Mount::builder(backend, ROOT_DIRECT).without_prober().start();
+        let frozen = Pid::from_raw(below.server_pid().expect("a server"));
+        kill(frozen, Signal::SIGSTOP).unwrap();
+        let service = Service::start(ROOT_DIRECT, |sandbox| {
+            mount(sandbox, "three", "");
+            table("three", &below.path(""), &sandbox.path().join("run/three"), "")
+        });
+        service.wait_until("starts", |status| {
+            reasons_of(status, "three").contains("it is starting")
+                && mount_of(status, "three")["server_pid"].is_number()
+        });
+        let sandbox = &service.sandbox;
+        let file: String = ["one", "two", "three"].map(|name| mount(sandbox, name, "")).concat();
+        service.reload(&file);
+        service.wait_until("serves what hung", |status| health_of(status, "three") == "healthy");
+        service.write("three").unwrap();
+        kill(frozen, Signal::SIGCONT).unwrap();
+        service.stop();
+        below.stop();
     });
 }

@@ -284,7 +284,19 @@ impl Keeper {
             let (mount, socket) = (mount.clone(), self.plan.socket.clone());
             tokio::task::spawn_blocking(move || preflight::check(&mount, &socket))
         });
-        match timeout(CHECK, &mut check).await {
+        let checked = {
+            let mut checked = std::pin::pin!(timeout(CHECK, &mut check));
+            loop {
+                match self.heed_until(&mut checked).await {
+                    Until::Over(checked) => break checked,
+                    // Of another mount it is of no more interest.
+                    Until::Reconfigured if self.facts.borrow().wanted != *mount => return Err(End::Superseded),
+                    Until::Reconfigured => {}
+                    Until::Stopped => return Err(End::Stopped),
+                }
+            }
+        };
+        match checked {
             Ok(Ok(Ok(place))) => Ok(place),
             Ok(Ok(Err(Refusal::Configuration(why)))) => Err(End::Refused(why)),
             Ok(Ok(Err(Refusal::World(why)))) => Err(End::Failed(why)),
@@ -302,15 +314,28 @@ impl Keeper {
 
     /// Waits for `delay`, or for good, or until something asks for another attempt. `false`: told to stop.
     async fn wait(&mut self, delay: Option<Duration>) -> bool {
-        let mut over = std::pin::pin!(async {
+        let over = async {
             match delay {
                 Some(delay) => tokio::time::sleep(delay).await,
                 None => std::future::pending().await,
             }
-        });
+        };
+        match self.heed_until(over).await {
+            Until::Over(()) => true,
+            Until::Reconfigured => {
+                self.checking = None;
+                true
+            }
+            Until::Stopped => false,
+        }
+    }
+
+    /// Heeds requests while there is no server, until `over`, or until one of them changes what is to be done.
+    async fn heed_until<T>(&mut self, over: impl Future<Output = T>) -> Until<T> {
+        let mut over = std::pin::pin!(over);
         loop {
             let request = tokio::select! {
-                () = &mut over => return true,
+                over = &mut over => return Until::Over(over),
                 request = self.requests.recv() => request,
             };
             match request {
@@ -321,16 +346,25 @@ impl Keeper {
                     let _ = answer.send(Err(ControlError::NotServed { mount, why }));
                 }
                 Some(Request::Reconfigure(mount)) => {
-                    self.checking = None;
                     self.facts.send_modify(|facts| facts.wanted = mount);
-                    return true;
+                    return Until::Reconfigured;
                 }
                 // The next server gets it among its arguments.
                 Some(Request::LogLevel(_)) => {}
-                Some(Request::Stop) | None => return false,
+                Some(Request::Stop) | None => return Until::Stopped,
             }
         }
     }
+}
+
+/// What has ended a wait.
+enum Until<T> {
+    /// What was waited for.
+    Over(T),
+    /// A reload.
+    Reconfigured,
+    /// The order to stop.
+    Stopped,
 }
 
 fn wait_before(failures: u32) -> Duration {
@@ -345,5 +379,21 @@ mod tests {
     fn attempts_become_rarer() {
         let waits: Vec<_> = (1..8).map(|failures| wait_before(failures).as_secs()).collect();
         assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30]);
+    }
+
+    #[tokio::test]
+    async fn a_look_at_the_source_that_hangs_is_given_up_for_another_source() {
+        let mount = Arc::new(Mount::new("a", "/srv/hangs", "/mnt/a"));
+        let plan =
+            Plan { meeting: None, socket: "/run/control.sock".into(), server_arguments: Arc::default(), alone: false };
+        let (mut keeper, requests, _facts) = Keeper::new(mount.clone(), plan, None);
+        keeper.checking = Some(tokio::spawn(std::future::pending()));
+        let other = Arc::new(Mount::new("a", "/srv/answers", "/mnt/a"));
+        for request in [Request::Reconfigure(mount.clone()), Request::Reconfigure(other)] {
+            requests.send(request).await.unwrap();
+        }
+        let checked = timeout(CHECK / 2, keeper.check(&mount)).await.expect("at once");
+        assert_eq!(checked, Err(End::Superseded));
+        assert!(keeper.checking.is_none(), "the other one is looked at afresh");
     }
 }

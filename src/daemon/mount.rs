@@ -108,7 +108,7 @@ pub enum End {
     Stopped,
     /// Somebody else unmounted it.
     Unmounted,
-    /// A reload wants it anew, at once, beside the last programs that use what somebody else has unmounted.
+    /// A reload wants it anew, at once: it hung while it started, or somebody else has unmounted it.
     Superseded,
     /// It never began.
     Failed(String),
@@ -332,6 +332,11 @@ impl<'a> Task<'a> {
                     }
                     Some(Request::Reconfigure(mount)) => {
                         self.reconfigure(&mount);
+                        // It may hang by what was wrong in the configuration.
+                        if !self.facts.borrow().outdated().is_empty() {
+                            tracing::info!(mount = self.mount.name, "it is to be another: begun anew");
+                            return Err(End::Superseded);
+                        }
                         continue;
                     }
                     Some(Request::LogLevel(level)) => {
