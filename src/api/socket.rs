@@ -85,6 +85,12 @@ pub fn server(socket: &Path, mount: &str) -> PathBuf {
     servers(socket).join(format!("{mount}.sock"))
 }
 
+/// What a daemon makes when it is told to stop, and removes when it has stopped in order: after a crash it is not there.
+#[must_use]
+pub fn stopping(socket: &Path) -> PathBuf {
+    servers(socket).join("stopping")
+}
+
 /// Makes a folder that is this user's alone, or sees that it is one.
 ///
 /// # Errors

@@ -142,6 +142,13 @@ fn check_together(settings: &Settings) -> Result<(), Failure> {
     if wrong.is_empty() { Ok(()) } else { Err(Failure::Configuration(wrong.join("\n"))) }
 }
 
+/// How far a stop has got.
+#[derive(Clone, Copy)]
+enum Stop {
+    Begun,
+    Over,
+}
+
 struct Life {
     options: Options,
     server_arguments: Arc<RwLock<Vec<String>>>,
@@ -163,6 +170,7 @@ impl Life {
         if !self.options.mounts_end_too {
             let folder = socket::servers(&self.options.settings.daemon.socket);
             socket::make_private(&folder).map_err(other)?;
+            self.note_stop(Stop::Over);
             // Whoever serves one directory by hand does not speak for what a service has left there.
             if !self.options.alone {
                 self.end_strangers(folder);
@@ -278,6 +286,7 @@ impl Life {
     /// Unmounts all, side by side. A mount that had to be taken away by force has stopped all the same.
     async fn stop(&mut self) -> Result<(), Failure> {
         tell_systemd(&[NotifyState::Stopping, NotifyState::Status("unmounting")]);
+        self.note_stop(Stop::Begun);
         for handle in self.mounts.all() {
             // One that has ended by itself at the same moment takes no more requests.
             let _ = handle.requests.send(Request::Stop).await;
@@ -289,7 +298,26 @@ impl Life {
                 failures.push(format!("mount {mount:?}: not unmounted in order: {why}"));
             }
         }
-        if failures.is_empty() { Ok(()) } else { Err(Failure::Other(failures.join("; "))) }
+        if !failures.is_empty() {
+            return Err(Failure::Other(failures.join("; ")));
+        }
+        self.note_stop(Stop::Over);
+        Ok(())
+    }
+
+    /// Lets `end-servers --after-stop` know a stop that fails from a crash: systemd calls both by the same name.
+    fn note_stop(&self, stop: Stop) {
+        let path = socket::stopping(&self.options.settings.daemon.socket);
+        let noted = match stop {
+            _ if self.options.mounts_end_too => Ok(()),
+            Stop::Begun => std::fs::write(&path, ""),
+            Stop::Over => std::fs::remove_file(&path),
+        };
+        if let Err(error) =
+            noted.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
+        {
+            tracing::warn!(path = %path.display(), %error, "that the daemon stops cannot be noted");
+        }
     }
 
     /// Takes a new configuration, as far as that goes without a restart. A bad one changes nothing.
