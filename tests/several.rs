@@ -6,7 +6,7 @@ mod support;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::mount::MntFlags;
 use nix::sys::signal::{Signal, kill};
@@ -14,7 +14,8 @@ use nix::unistd::Pid;
 use rstest::rstest;
 use serde_json::Value;
 use support::{
-    Backend, COMMAND_LIMIT, Mount, ROOT_DIRECT, Sandbox, USER_FUSERMOUNT3, Way, require_root, unless_skipped, wait_for,
+    Backend, COMMAND_LIMIT, Mount, ROOT_DIRECT, Sandbox, Tier, USER_FUSERMOUNT3, Way, require_root, unless_skipped,
+    wait_for,
 };
 
 /// Names of mounts that are served well.
@@ -531,5 +532,32 @@ fn a_reload_gives_a_start_that_hangs_another_chance_at_once() {
         kill(frozen, Signal::SIGCONT).unwrap();
         service.stop();
         below.stop();
+    });
+}
+
+/// Longer than the half minute that a server has that does not say how long it may take.
+#[test]
+fn what_is_no_longer_configured_has_its_own_deadline_for_being_busy() {
+    if Tier::current() == Tier::Quick {
+        return support::skip("takes 32 s: `make test-full`");
+    }
+    unless_skipped(require_root(), || {
+        let mut service =
+            Service::start(ROOT_DIRECT, |sandbox| mount(sandbox, "three", "[mount.deadlines]\nunmount = \"1m\""));
+        service.wait_until("serves", |status| health_of(status, "three") == "healthy");
+        service.write("three").unwrap();
+        let open = File::open(service.place("three").join("file")).unwrap();
+        service.daemon.kill().unwrap();
+        service.daemon.wait().unwrap();
+        let began = Instant::now();
+        fs::write(config(&service.sandbox), GOOD.map(|name| mount(&service.sandbox, name, "")).concat()).unwrap();
+        let next = spawn(&service.sandbox);
+        service.daemon = next;
+        service.wait_until("adopts", |status| GOOD.iter().all(|name| health_of(status, name) == "healthy"));
+        std::thread::sleep(Duration::from_secs(32).saturating_sub(began.elapsed()));
+        assert_eq!(std::io::read_to_string(&open).unwrap(), "three", "it is served as long as it may be busy");
+        drop(open);
+        wait_for("it to be unmounted", COMMAND_LIMIT, || (service.sandbox.mounts().len() == 2).then_some(()));
+        service.stop();
     });
 }

@@ -12,9 +12,9 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::mount::{Beginning, End, Facts, Phase, Request, Task};
-use super::{Refusal, leftover, preflight, process};
+use super::{Refusal, preflight, process};
 use crate::api::ControlError;
-use crate::config::{Backend, Mount};
+use crate::config::{Backend, Deadlines, Mount};
 use crate::server::orders::Hello;
 
 /// For the source to answer: one on a dead network file system does not.
@@ -148,7 +148,7 @@ impl Keeper {
     /// Told to stop while it is not served: a server that could not be adopted is not to be left.
     async fn end_unadopted(&self) -> End {
         let Some(meeting) = self.plan.meeting.clone() else { return End::Stopped };
-        match tokio::task::spawn_blocking(move || leftover::end_one(&meeting)).await {
+        match tokio::task::spawn_blocking(move || process::end(&meeting)).await {
             Ok(Ok(_)) => End::Stopped,
             Ok(Err(error)) => End::Forced(error.to_string()),
             Err(error) => End::Forced(error.to_string()),
@@ -245,7 +245,7 @@ impl Keeper {
                 mount = wanted.name, source = %served.source.display(), mountpoint = %served.mountpoint.display(),
                 "an earlier daemon's server serves something else under this name; it is told to unmount"
             );
-            self.end(server).await?;
+            self.end(server, served.deadlines).await?;
             return Ok(None);
         }
         tracing::info!(mount = wanted.name, active = %hello.active, "the server of an earlier daemon is adopted; it served all the time");
@@ -269,8 +269,8 @@ impl Keeper {
         Ok(Some((server, place, Beginning::Adopted { hello, log_level })))
     }
 
-    async fn end(&self, server: process::Server) -> Result<(), End> {
-        let ended = tokio::task::spawn_blocking(move || process::end(server)).await;
+    async fn end(&self, server: process::Server, deadlines: Deadlines) -> Result<(), End> {
+        let ended = tokio::task::spawn_blocking(move || process::end_adopted(&server, &deadlines)).await;
         ended.map_err(|error| End::Failed(error.to_string()))?.map_err(|error| {
             End::Failed(format!(
                 "the server of an earlier daemon does not end: {error}; end it with `lighthouse-fs end-servers`"
