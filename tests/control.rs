@@ -264,6 +264,34 @@ async fn a_late_answer_is_not_taken_for_the_next_one() {
     assert_eq!(daemon.stop().await, End::Stopped);
 }
 
+/// More than its socket holds while it does not read.
+#[tokio::test]
+async fn a_busy_server_is_told_the_newest_when_it_listens_again() {
+    let (listen, listens) = std::sync::mpsc::channel();
+    let (is_told, told) = tokio::sync::oneshot::channel();
+    let daemon = Daemon::over(move |server| {
+        server.begins(vec![]);
+        listens.recv().unwrap();
+        let mut told = 0;
+        while server.order() != (Order::LogLevel { level: "newest".into() }) {
+            told += 1;
+        }
+        assert!(told < 2000, "none was too much");
+        is_told.send(()).unwrap();
+        server.ends_when_told();
+    })
+    .await;
+    for number in 0..2000 {
+        daemon.requests.send(Request::LogLevel(number.to_string())).await.unwrap();
+    }
+    daemon.requests.send(Request::LogLevel("newest".into())).await.unwrap();
+    // One that is answered comes after all of these.
+    daemon.client.switch("default", Backend::Fuse2).await.unwrap();
+    listen.send(()).unwrap();
+    told.await.unwrap();
+    assert_eq!(daemon.stop().await, End::Stopped);
+}
+
 #[tokio::test]
 async fn a_failover_is_noted_and_degrades() {
     let daemon = Daemon::over(|server| {

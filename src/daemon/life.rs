@@ -386,11 +386,14 @@ impl Life {
             };
             let handle = known.swap_remove(index);
             let requests = [Some(Request::Reconfigure(Arc::new(mount))), new_level.clone().map(Request::LogLevel)];
-            for request in requests.into_iter().flatten() {
-                if handle.requests.try_send(request).is_err() {
-                    tracing::error!(mount = handle.name(), "it is too busy to take a new configuration: reload again");
+            let keeper = handle.requests.clone();
+            // One that is busy takes them later, in the order of the reloads.
+            tokio::spawn(async move {
+                for request in requests.into_iter().flatten() {
+                    // It has ended: then it is wanted no more.
+                    let _ = keeper.send(request).await;
                 }
-            }
+            });
             handles.push(handle);
         }
         for gone in known {

@@ -4,6 +4,7 @@
 //! unmounted by the server, or, if the server died or was stuck, taken away from here.
 
 use std::io;
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -30,6 +31,8 @@ const START: Duration = Duration::from_secs(30);
 const MARGIN: Duration = Duration::from_secs(3);
 /// For a process that has said its last word, or was killed, to be gone.
 const DEATH: Duration = Duration::from_secs(3);
+/// Until a server that did not take an order is tried again.
+const NEXT_CHANCE: Duration = Duration::from_secs(1);
 /// A reload that came at most so long before the news that the mount is unmounted came after the unmount itself.
 const NEWS: Duration = Duration::from_secs(2);
 /// For a dead mount to be taken away.
@@ -239,6 +242,8 @@ pub struct Task<'a> {
     /// Answers that are still to come to orders whose deadline has passed. The server works in order, so that many
     /// answers are skipped before the next one counts.
     owed: usize,
+    /// Orders that nobody waits for and that could not be sent yet; of each kind the newest.
+    unsent: Vec<Order>,
 }
 
 impl<'a> Task<'a> {
@@ -276,6 +281,7 @@ impl<'a> Task<'a> {
             facts,
             requests,
             owed: 0,
+            unsent: Vec::new(),
         })
     }
 
@@ -286,12 +292,9 @@ impl<'a> Task<'a> {
             Beginning::Adopted { hello, log_level } => {
                 self.greet(*hello);
                 // It knows those of an earlier daemon.
-                let adjust = Order::Adjust { deadlines: self.mount.deadlines };
-                if let Err(error) = self.server.send(&adjust) {
-                    tracing::warn!(mount = self.mount.name, %error, "the server cannot be told of its deadlines");
-                }
+                self.tell(Order::Adjust { deadlines: self.mount.deadlines });
                 if let Some(level) = log_level {
-                    self.set_log_level(level);
+                    self.tell(Order::LogLevel { level });
                 }
                 Ok(())
             }
@@ -340,7 +343,7 @@ impl<'a> Task<'a> {
                         continue;
                     }
                     Some(Request::LogLevel(level)) => {
-                        self.set_log_level(level);
+                        self.tell(Order::LogLevel { level });
                         continue;
                     }
                     Some(Request::Stop) | None => return Err(self.stop().await),
@@ -375,7 +378,7 @@ impl<'a> Task<'a> {
             facts.unavailable = unavailable;
         });
         let mut failures = 0;
-        self.facts.send_modify(|facts| failures = std::mem::take(&mut facts.failures));
+        self.facts.send_modify(|facts| failures = mem::take(&mut facts.failures));
         if failures > 0 {
             tracing::info!(mount = self.mount.name, %active, failures, "it is served again");
         }
@@ -384,9 +387,23 @@ impl<'a> Task<'a> {
         }
     }
 
-    fn set_log_level(&self, level: String) {
-        if let Err(error) = self.server.send(&Order::LogLevel { level }) {
-            tracing::warn!(mount = self.mount.name, %error, "the server cannot be told of a new log level");
+    /// Sends an order that nobody waits for, as soon as the server takes it.
+    fn tell(&mut self, order: Order) {
+        let is_other = |other: &Order| mem::discriminant(other) != mem::discriminant(&order);
+        self.unsent.retain(is_other);
+        self.unsent.push(order);
+        self.send_unsent();
+        if let Some(order) = self.unsent.last() {
+            tracing::info!(mount = self.mount.name, ?order, "the server is too busy to be told; it will be");
+        }
+    }
+
+    fn send_unsent(&mut self) {
+        while let Some(order) = self.unsent.first() {
+            if let Err(error) = self.server.send(order) {
+                return tracing::debug!(mount = self.mount.name, %error, ?order, "not sent");
+            }
+            self.unsent.remove(0);
         }
     }
 
@@ -397,10 +414,8 @@ impl<'a> Task<'a> {
         if live == *self.mount {
             return;
         }
-        if live.deadlines != self.mount.deadlines
-            && let Err(error) = self.server.send(&Order::Adjust { deadlines: live.deadlines })
-        {
-            tracing::warn!(mount = self.mount.name, %error, "the server cannot be told of new deadlines");
+        if live.deadlines != self.mount.deadlines {
+            self.tell(Order::Adjust { deadlines: live.deadlines });
         }
         self.mount = Arc::new(live);
         self.facts.send_modify(|facts| facts.mount = self.mount.clone());
@@ -408,7 +423,9 @@ impl<'a> Task<'a> {
 
     async fn serve(&mut self) -> End {
         loop {
+            self.send_unsent();
             let end = tokio::select! {
+                () = tokio::time::sleep(NEXT_CHANCE), if !self.unsent.is_empty() => None,
                 event = self.server.event() => match event {
                     Event::Report(report) => self.note(report),
                     Event::Gone(why) => Some(self.died(why)),
@@ -421,7 +438,7 @@ impl<'a> Task<'a> {
                         self.is_detached.then_some(End::Superseded)
                     }
                     Some(Request::LogLevel(level)) => {
-                        self.set_log_level(level);
+                        self.tell(Order::LogLevel { level });
                         None
                     }
                     Some(Request::Stop) | None => Some(self.stop().await),
