@@ -521,7 +521,7 @@ fn a_reload_gives_a_start_that_hangs_another_chance_at_once() {
             table("three", &below.path(""), &sandbox.path().join("run/three"), "")
         });
         service.wait_until("starts", |status| {
-            reasons_of(status, "three").contains("it is starting")
+            reasons_of(status, "three").contains("it is starting: its server mounts")
                 && mount_of(status, "three")["server_pid"].is_number()
         });
         let sandbox = &service.sandbox;
@@ -558,6 +558,27 @@ fn what_is_no_longer_configured_has_its_own_deadline_for_being_busy() {
         assert_eq!(std::io::read_to_string(&open).unwrap(), "three", "it is served as long as it may be busy");
         drop(open);
         wait_for("it to be unmounted", COMMAND_LIMIT, || (service.sandbox.mounts().len() == 2).then_some(()));
+        service.stop();
+    });
+}
+
+#[test]
+fn what_a_start_waits_for_is_said() {
+    unless_skipped(ROOT_DIRECT.possible(), || {
+        let mut service = Service::start(ROOT_DIRECT, |_| String::new());
+        let one = service.server("one");
+        service.daemon.kill().unwrap();
+        service.daemon.wait().unwrap();
+        let server = Pid::from_raw(one.try_into().unwrap());
+        kill(server, Signal::SIGSTOP).unwrap();
+        let next = spawn(&service.sandbox);
+        service.daemon = next;
+        service.wait_until("says what it does", |status| {
+            reasons_of(status, "one").contains("it is starting: whether an earlier daemon has left its server is seen")
+        });
+        kill(server, Signal::SIGCONT).unwrap();
+        service.wait_until("adopts", |status| health_of(status, "one") == "healthy");
+        assert_eq!(service.server("one"), one);
         service.stop();
     });
 }

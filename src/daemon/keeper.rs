@@ -141,6 +141,11 @@ impl Keeper {
         }
     }
 
+    /// Lets `status` say what is being done.
+    fn step(&self, step: String) {
+        self.facts.send_modify(|facts| facts.step = step);
+    }
+
     fn name(&self) -> String {
         self.facts.borrow().mount.name.clone()
     }
@@ -206,6 +211,7 @@ impl Keeper {
             // A descriptor's mount is somebody else's: where it is, and what becomes of it, is theirs to say.
             Some(device) => (Some(device), None),
             None => {
+                self.step(format!("source and mount point are looked at, which may take {CHECK:?}"));
                 let place = self.check(&wanted).await?;
                 // As mountinfo will show it, so that every process speaks of the same place.
                 mount.mountpoint.clone_from(&place);
@@ -229,6 +235,7 @@ impl Keeper {
     async fn adopt(&self) -> Result<Option<(process::Server, Option<PathBuf>, Beginning)>, End> {
         let Some(meeting) = self.plan.meeting.clone() else { return Ok(None) };
         let wanted = self.facts.borrow().wanted.clone();
+        self.step(format!("whether an earlier daemon has left its server is seen, which may take {ADOPTION:?}"));
         let look = tokio::task::spawn_blocking({
             let wanted = wanted.clone();
             move || look(&meeting, &wanted)
@@ -245,6 +252,7 @@ impl Keeper {
                 mount = wanted.name, source = %served.source.display(), mountpoint = %served.mountpoint.display(),
                 "an earlier daemon's server serves something else under this name; it is told to unmount"
             );
+            self.step("the server of an earlier daemon, which serves something else, unmounts".into());
             self.end(server, served.deadlines).await?;
             return Ok(None);
         }

@@ -61,7 +61,7 @@ pub enum Request {
 /// Where a mount's life has got to.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Phase {
-    /// The server is mounting.
+    /// It is not served yet.
     Starting,
     /// It serves.
     Serving,
@@ -134,6 +134,8 @@ pub struct Facts {
     pub started_as: Arc<Mount>,
     /// Where its life has got to.
     pub phase: Phase,
+    /// What is being done while it is [`Phase::Starting`].
+    pub step: String,
     /// The serving process, and what it counts.
     pub server: Option<(u32, Ledger)>,
     /// How it is mounted and served, once it is.
@@ -157,6 +159,7 @@ impl Facts {
             started_as: mount.clone(),
             mount,
             phase: Phase::Starting,
+            step: "it begins".into(),
             server: None,
             greeting: None,
             unavailable: Vec::new(),
@@ -264,6 +267,7 @@ impl<'a> Task<'a> {
         let mount = facts.borrow().mount.clone();
         facts.send_modify(|facts| {
             facts.phase = Phase::Starting;
+            facts.step = format!("its server mounts, which may take {START:?}");
             facts.server = Some((server.pid(), ledger.clone()));
             facts.greeting = None;
             facts.unavailable.clear();

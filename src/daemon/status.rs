@@ -173,10 +173,11 @@ fn judge(
 ) -> (Health, Vec<String>) {
     let unhealthy = |why: String| (Health::Unhealthy, vec![why]);
     match (&facts.phase, active) {
-        (Phase::Starting, _) => return unhealthy("it is starting".into()),
+        (Phase::Starting | Phase::Ended(End::Superseded), _) => {
+            return unhealthy(format!("it is starting: {}", facts.step));
+        }
         (Phase::Stopping, _) => return unhealthy("it is being unmounted".into()),
         (Phase::Detached { again }, _) => return unhealthy(again.why_detached().into()),
-        (Phase::Ended(End::Superseded), _) => return unhealthy("it is starting".into()),
         (Phase::Ended(End::Stopped), _) => return unhealthy("it was stopped".into()),
         (Phase::Ended(End::Unmounted), _) => return unhealthy("somebody else has unmounted it".into()),
         (
