@@ -416,3 +416,22 @@ fn a_stop_that_fails_is_no_crash() {
         assert!(!mount.sandbox.path().join("run/servers").exists(), "what was noted is gone");
     });
 }
+
+#[test]
+fn whoever_is_impatient_is_told_what_a_stop_waits_for() {
+    every_user(|way| {
+        let mut mount = Mount::builder(any(), way).start();
+        let log = mount.sandbox.log();
+        let said = |what: &str| {
+            wait_for(what, COMMAND_LIMIT, || fs::read_to_string(&log).unwrap().contains(what).then_some(()));
+        };
+        let busy = mount.act(|| File::create(mount.path("file")).unwrap());
+        send(Signal::SIGTERM, mount.daemon_pid());
+        said("SIGTERM: unmounting");
+        send(Signal::SIGINT, mount.daemon_pid());
+        said("SIGINT: still unmounting default, for 1");
+        drop(busy);
+        assert!(mount.wait().success());
+        mount.sandbox.assert_nothing_left();
+    });
+}

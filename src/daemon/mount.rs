@@ -17,7 +17,7 @@ use super::running::{Event, Running};
 use super::{dead_mount, process};
 use crate::api::ControlError;
 use crate::api::model::LastSwitch;
-use crate::config::{Backend, Mount};
+use crate::config::{Backend, Deadlines, Mount};
 use crate::connection::mountinfo;
 use crate::ledger::Ledger;
 use crate::server::{
@@ -37,6 +37,11 @@ const NEXT_CHANCE: Duration = Duration::from_secs(1);
 const NEWS: Duration = Duration::from_secs(2);
 /// For a dead mount to be taken away.
 const CLEANING: Duration = Duration::from_secs(10);
+
+/// How long a mount may take to be unmounted from the order on.
+pub(super) fn stop_limit(deadlines: &Deadlines) -> Duration {
+    deadlines.unmount + MARGIN
+}
 
 /// What the rest of the daemon wants of a mount.
 #[derive(Debug)]
@@ -520,7 +525,7 @@ impl<'a> Task<'a> {
         if let Err(error) = self.server.send(&Order::Stop) {
             return End::Forced(format!("it could not be told to stop: {error}"));
         }
-        let limit = self.mount.deadlines.unmount + MARGIN;
+        let limit = stop_limit(&self.mount.deadlines);
         let stopped = timeout(limit, async {
             loop {
                 match self.server.event().await {
