@@ -61,7 +61,12 @@ impl Control for Mounts {
     }
 
     fn status(&self) -> Status {
-        let daemon = Daemon { version: env!("CARGO_PKG_VERSION").into(), pid: process::id(), started: self.0.started };
+        let daemon = Daemon {
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: process::id(),
+            started: self.0.started,
+            socket: None,
+        };
         Status { schema: SCHEMA, daemon, mounts: self.all().iter().map(Handle::status).collect() }
     }
 
