@@ -313,8 +313,8 @@ fn umount_ends_the_daemon_with_0() {
     });
 }
 
-#[test]
-fn a_lazy_umount_ends_the_daemon_with_0_after_the_last_user() {
+#[rstest]
+fn a_lazy_umount_ends_the_daemon_with_0_after_the_last_user_or_when_told(#[values(false, true)] is_told: bool) {
     unless_skipped(require_root(), || {
         let sandbox = sandbox(User::Root);
         fs::write(sandbox.source().join("file"), "content").unwrap();
@@ -332,9 +332,20 @@ fn a_lazy_umount_ends_the_daemon_with_0_after_the_last_user() {
         });
         assert_eq!(std::io::read_to_string(&open).unwrap(), "content");
         assert_eq!(daemon.try_wait().unwrap(), None);
-        drop(open);
+        if is_told {
+            let pid = nix::unistd::Pid::from_raw(daemon.id().cast_signed());
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        }
+        let held = is_told.then_some(open);
         let status = wait_for("the daemon to end", COMMAND_LIMIT, || daemon.try_wait().unwrap());
         assert!(status.success(), "{status}");
+        if let Some(open) = held {
+            // Its server is left with the last user, and the same place is free.
+            mount(&sandbox, "rw");
+            assert_eq!(std::os::unix::fs::FileExt::read_at(&open, &mut [0; 16], 0).unwrap(), 7);
+            drop(open);
+            unmount(&sandbox);
+        }
         sandbox.assert_nothing_left();
     });
 }
