@@ -17,7 +17,7 @@ use lighthouse_fs::config::{Backend, BackendChoice, Deadlines, Mount};
 use lighthouse_fs::daemon::mount::{Beginning, End, Facts, Phase, Request, Task};
 use lighthouse_fs::daemon::prober::Prober;
 use lighthouse_fs::daemon::process::{Process, Server};
-use lighthouse_fs::daemon::{Handle, Mounts};
+use lighthouse_fs::daemon::{Handle, Mounts, Plan};
 use lighthouse_fs::ledger::{Ledger, PortState};
 use lighthouse_fs::server::orders::{Hello, Line, Order, Report, Switched, Unavailable, VERSION};
 use rstest::rstest;
@@ -121,7 +121,9 @@ impl Daemon {
         let (facts, mut watcher) = watch::channel(Facts::new(Arc::new(mount())));
         let (requests, mut received) = mpsc::channel(16);
         let task = tokio::spawn(async move {
-            let task = Task::new(None, server, &facts, &mut received).unwrap();
+            let plan =
+                Plan { meeting: None, socket: "control.sock".into(), server_arguments: Arc::default(), alone: false };
+            let task = Task::new(None, server, &plan, &facts, &mut received).unwrap();
             task.run(Beginning::Serve { meeting: None, resume: None }).await
         });
         let folder = tempfile::tempdir().unwrap();
@@ -259,6 +261,34 @@ async fn a_late_answer_is_not_taken_for_the_next_one() {
     assert!(why.contains("gave no answer within"), "{why}");
     let answer = daemon.client.switch("default", Backend::Fuse2).await.unwrap();
     assert_eq!((answer.to, answer.pause_ms), (Backend::Fuse2, 7.));
+    assert_eq!(daemon.stop().await, End::Stopped);
+}
+
+/// More than its socket holds while it does not read.
+#[tokio::test]
+async fn a_busy_server_is_told_the_newest_when_it_listens_again() {
+    let (listen, listens) = std::sync::mpsc::channel();
+    let (is_told, told) = tokio::sync::oneshot::channel();
+    let daemon = Daemon::over(move |server| {
+        server.begins(vec![]);
+        listens.recv().unwrap();
+        let mut told = 0;
+        while server.order() != (Order::LogLevel { level: "newest".into() }) {
+            told += 1;
+        }
+        assert!(told < 2000, "none was too much");
+        is_told.send(()).unwrap();
+        server.ends_when_told();
+    })
+    .await;
+    for number in 0..2000 {
+        daemon.requests.send(Request::LogLevel(number.to_string())).await.unwrap();
+    }
+    daemon.requests.send(Request::LogLevel("newest".into())).await.unwrap();
+    // One that is answered comes after all of these.
+    daemon.client.switch("default", Backend::Fuse2).await.unwrap();
+    listen.send(()).unwrap();
+    told.await.unwrap();
     assert_eq!(daemon.stop().await, End::Stopped);
 }
 

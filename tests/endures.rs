@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::UnixDatagram;
+use std::process::Output;
 use std::time::Duration;
 
 #[cfg(all(feature = "fuse2", feature = "fuse3"))]
@@ -373,17 +374,64 @@ fn servers_that_a_daemon_has_left_end_when_told() {
         assert_eq!(refused.status.code(), Some(1), "they have a daemon: {refused:?}");
         mount.kill_daemon();
 
-        let end = |mount: &Mount, result: &str| {
-            let mut command = mount.sandbox.program();
-            command.args(["end-servers", "--after-stop", "--socket"]).arg(mount.sandbox.socket());
-            command.env("SERVICE_RESULT", result);
-            assert_cmd::Command::from_std(command).timeout(COMMAND_LIMIT * 2).output().expect("the program")
-        };
-        let spared = end(&mount, "signal");
+        let spared = end_after_stop(&mount, "signal");
         assert_eq!(spared.status.code(), Some(0), "{spared:?}");
         assert_eq!(mount.sandbox.mounts().len(), 1, "after a crash the next daemon adopts it");
-        let ended = end(&mount, "success");
+        let ended = end_after_stop(&mount, "success");
         assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+        mount.sandbox.assert_nothing_left();
+    });
+}
+
+/// What systemd runs after the end of the service, which it calls `result`.
+fn end_after_stop(mount: &Mount, result: &str) -> Output {
+    let mut command = mount.sandbox.program();
+    command.args(["end-servers", "--after-stop", "--socket"]).arg(mount.sandbox.socket());
+    command.env("SERVICE_RESULT", result);
+    assert_cmd::Command::from_std(command).timeout(COMMAND_LIMIT * 2).output().expect("the program")
+}
+
+#[test]
+fn a_stop_that_fails_is_no_crash() {
+    unless_skipped(require_root(), || {
+        let is_taken_for_a_crash = |mount: &Mount| {
+            let output = end_after_stop(mount, "exit-code");
+            assert!(output.status.success(), "{output:?}");
+            String::from_utf8(output.stdout).unwrap().contains("has crashed")
+        };
+        let fail_to_stop = |mount: &mut Mount| {
+            let place = mount.sandbox.mountpoint();
+            nix::mount::mount(Some("theirs"), &place, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+            assert_eq!(mount.terminate().code(), Some(1), "ours cannot be unmounted below theirs");
+            nix::mount::umount(&place).unwrap();
+        };
+        let mut mount = Mount::builder(any(), ROOT_DIRECT).start();
+        fail_to_stop(&mut mount);
+        mount.start_next_daemon();
+        mount.kill_daemon();
+        assert!(is_taken_for_a_crash(&mount), "the next daemon begins afresh");
+        mount.start_next_daemon();
+        fail_to_stop(&mut mount);
+        assert!(!is_taken_for_a_crash(&mount));
+        assert!(!mount.sandbox.path().join("run/servers").exists(), "what was noted is gone");
+    });
+}
+
+#[test]
+fn whoever_is_impatient_is_told_what_a_stop_waits_for() {
+    every_user(|way| {
+        let mut mount = Mount::builder(any(), way).start();
+        let log = mount.sandbox.log();
+        let said = |what: &str| {
+            wait_for(what, COMMAND_LIMIT, || fs::read_to_string(&log).unwrap().contains(what).then_some(()));
+        };
+        let busy = mount.act(|| File::create(mount.path("file")).unwrap());
+        send(Signal::SIGTERM, mount.daemon_pid());
+        said("SIGTERM: unmounting");
+        send(Signal::SIGINT, mount.daemon_pid());
+        said("SIGINT: still unmounting default, for 1");
+        drop(busy);
+        assert!(mount.wait().success());
         mount.sandbox.assert_nothing_left();
     });
 }

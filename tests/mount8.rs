@@ -139,6 +139,69 @@ fn the_socket_is_named_after_the_mount_point() {
     });
 }
 
+/// Each mount has a daemon, and a socket that nobody has named.
+#[cfg(all(feature = "fuse2", feature = "fuse3"))]
+#[test]
+fn commands_find_a_mount_by_its_name_or_mount_point() {
+    unless_skipped(USER_FUSERMOUNT3.possible(), || {
+        use nix::sys::signal::{Signal, kill};
+        let sandbox = sandbox(User::Ordinary);
+        if !sandbox.user().is_another() {
+            return skip("needs root, to be another user");
+        }
+        let places = ["here", "there"].map(|folder| sandbox.path().join("run").join(folder).join("name"));
+        for place in &places {
+            sandbox.user().act(|| fs::create_dir_all(place).unwrap());
+            let mut command = sandbox.program();
+            command.arg0(HELPER).arg(sandbox.source()).arg(place).args(["-o", "helper=fusermount3,backend=fuse3"]);
+            assert_silent_success(command);
+        }
+        let [here, there] = places.each_ref().map(|place| text(place));
+        let ask = |arguments: &[&str]| {
+            let Output { status, stdout, stderr } = sandbox.run(arguments);
+            (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+        };
+        let (code, answer, _) = ask(&["switch", &here, "fuse2"]);
+        assert!(code == 0 && answer.starts_with("switched name from fuse3 to fuse2"), "{answer}");
+        assert_eq!(ask(&["health", "--mount", &format!("{there}/")]), (0, "name is healthy\n".into(), String::new()));
+        for ambiguous in [&["switch", "name", "fuse3"][..], &["health", "--mount", "name"]] {
+            let (code, _, errors) = ask(ambiguous);
+            assert_eq!(code, 1);
+            assert!(errors.contains(&here) && errors.contains(&there), "which of the two: {errors}");
+        }
+        let (code, answer, errors) = ask(&["status"]);
+        assert_eq!((code, errors.as_str()), (0, ""));
+        let head = answer.lines().next().unwrap();
+        assert!(head.ends_with("SOCKET") && answer.matches("/mounts/").count() == 2, "{answer}");
+
+        // The name is known by one daemon, or by none.
+        let daemon = |status: &str| {
+            let status: serde_json::Value = serde_json::from_str(status).unwrap();
+            let socket = PathBuf::from(status["daemon"]["socket"].as_str().unwrap());
+            let [daemon, server] = [&status["daemon"]["pid"], &status["mounts"][0]["server_pid"]]
+                .map(|pid| nix::unistd::Pid::from_raw(pid.as_i64().unwrap().try_into().unwrap()));
+            (socket, daemon, server)
+        };
+        let (socket, killed, server) = daemon(&ask(&["status", &there, "--json"]).1);
+        kill(killed, Signal::SIGKILL).unwrap();
+        wait_for("the daemon to end", COMMAND_LIMIT, || kill(killed, None).is_err().then_some(()));
+        let (code, answer, errors) = ask(&["status"]);
+        assert!(code == 0 && !answer.contains("SOCKET"), "{answer}");
+        assert!(errors.contains("its mount is served on") && socket.exists(), "{errors}");
+        assert_eq!(ask(&["switch", "name", "fuse3"]).0, 0);
+
+        kill(server, Signal::SIGTERM).unwrap();
+        wait_for("the server to end", COMMAND_LIMIT, || kill(server, None).is_err().then_some(()));
+        assert_eq!((ask(&["status"]).0, socket.exists()), (0, false), "a dead socket is taken away");
+
+        let (_, last, _) = daemon(&ask(&["status", "name", "--json"]).1);
+        kill(last, Signal::SIGTERM).unwrap();
+        wait_for("it to end", COMMAND_LIMIT, || kill(last, None).is_err().then_some(()));
+        sandbox.assert_nothing_left();
+        assert_eq!(ask(&["health", "--mount", "name"]).0, 3);
+    });
+}
+
 #[test]
 fn ro_and_noexec_have_their_effect() {
     unless_skipped(Way::any().possible(), || {
@@ -247,6 +310,43 @@ fn umount_ends_the_daemon_with_0() {
         unmount(&sandbox);
         let status = wait_for("the daemon to end", COMMAND_LIMIT, || daemon.try_wait().unwrap());
         assert!(status.success(), "{status}");
+    });
+}
+
+#[rstest]
+fn a_lazy_umount_ends_the_daemon_with_0_after_the_last_user_or_when_told(#[values(false, true)] is_told: bool) {
+    unless_skipped(require_root(), || {
+        let sandbox = sandbox(User::Root);
+        fs::write(sandbox.source().join("file"), "content").unwrap();
+        let mut command = helper(&sandbox, &inside(&sandbox, "rw"));
+        let mut daemon = command.arg("--foreground").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        wait_for("the mount", COMMAND_LIMIT, || (sandbox.mounts().len() == 1).then_some(()));
+        let open = fs::File::open(sandbox.mountpoint().join("file")).unwrap();
+        let mut umount = sandbox.client("umount");
+        umount.arg("--lazy").arg(sandbox.mountpoint());
+        assert_silent_success(umount);
+        let socket = text(&sandbox.socket());
+        wait_for("the daemon to say so", COMMAND_LIMIT, || {
+            let said = sandbox.run(["health", "--socket", &socket]).stdout;
+            String::from_utf8(said).unwrap().contains("the daemon ends with the last of them").then_some(())
+        });
+        assert_eq!(std::io::read_to_string(&open).unwrap(), "content");
+        assert_eq!(daemon.try_wait().unwrap(), None);
+        if is_told {
+            let pid = nix::unistd::Pid::from_raw(daemon.id().cast_signed());
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        }
+        let held = is_told.then_some(open);
+        let status = wait_for("the daemon to end", COMMAND_LIMIT, || daemon.try_wait().unwrap());
+        assert!(status.success(), "{status}");
+        if let Some(open) = held {
+            // Its server is left with the last user, and the same place is free.
+            mount(&sandbox, "rw");
+            assert_eq!(std::os::unix::fs::FileExt::read_at(&open, &mut [0; 16], 0).unwrap(), 7);
+            drop(open);
+            unmount(&sandbox);
+        }
+        sandbox.assert_nothing_left();
     });
 }
 

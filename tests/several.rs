@@ -6,12 +6,17 @@ mod support;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::mount::MntFlags;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rstest::rstest;
 use serde_json::Value;
-use support::{COMMAND_LIMIT, ROOT_DIRECT, Sandbox, USER_FUSERMOUNT3, Way, require_root, unless_skipped, wait_for};
+use support::{
+    Backend, COMMAND_LIMIT, Mount, ROOT_DIRECT, Sandbox, Tier, USER_FUSERMOUNT3, Way, require_root, unless_skipped,
+    wait_for,
+};
 
 /// Names of mounts that are served well.
 const GOOD: [&str; 2] = ["one", "two"];
@@ -401,6 +406,179 @@ fn unmounted_by_somebody_else_it_stays_so_until_a_reload() {
         assert_eq!(service.sandbox.mounts().len(), 1);
         service.reload(&file);
         service.wait_until("mounts again", |status| health_of(status, "one") == "healthy");
+        nix::mount::umount(&service.place("one")).unwrap();
+        service.wait_until("sees it", |status| reasons_of(status, "one").contains("somebody else has unmounted it"));
+        service.stop();
+    });
+}
+
+/// Unmounts `one` as somebody else does, and waits until its daemon knows that it is still used.
+fn unmount_in_use(service: &Service, flags: MntFlags) {
+    nix::mount::umount2(&service.place("one"), flags).unwrap();
+    service.wait_until("sees it", |status| {
+        health_of(status, "one") == "unhealthy" && reasons_of(status, "one").contains("mounts it again; programs that")
+    });
+}
+
+fn wait_for_end(server: i64) {
+    let server = Pid::from_raw(server.try_into().unwrap());
+    wait_for("the old server to end", COMMAND_LIMIT, || kill(server, None).is_err().then_some(()));
+}
+
+/// With `umount -l`, or as here by a plain one, if another mount namespace has a copy.
+#[rstest]
+fn unmounted_in_use_it_is_mounted_anew_beside_the_last_users(#[values(false, true)] in_a_namespace: bool) {
+    unless_skipped(require_root(), || {
+        let service = Service::start(ROOT_DIRECT, |_| String::new());
+        let (one, two) = (service.server("one"), service.server("two"));
+        let place = service.place("one");
+        service.write("one").unwrap();
+        let mut user = if in_a_namespace {
+            // A private one that was unshared before, so that the copy stays.
+            let mut user = service.sandbox.client("unshare");
+            user.args(["--mount", "--propagation", "private", "sh", "-c", "echo; exec sleep 100"]);
+            let mut user = user.stdout(Stdio::piped()).spawn().unwrap();
+            std::io::Read::read_exact(user.stdout.as_mut().unwrap(), &mut [0; 1]).unwrap();
+            user
+        } else {
+            let mut user = service.sandbox.client("sleep");
+            user.arg("100").stdin(File::open(place.join("file")).unwrap()).spawn().unwrap()
+        };
+        unmount_in_use(&service, if in_a_namespace { MntFlags::empty() } else { MntFlags::MNT_DETACH });
+        assert_eq!(service.server("one"), one, "it serves on");
+        let through = |path: &str| fs::read(format!("/proc/{}/{path}", user.id()));
+        let old = if in_a_namespace { format!("root{}", place.join("file").display()) } else { "fd/0".into() };
+        assert_eq!(through(&old).unwrap(), b"one");
+
+        service.send(Signal::SIGHUP);
+        service.wait_until("mounts anew", |status| health_of(status, "one") == "healthy");
+        assert_ne!(service.server("one"), one);
+        assert_eq!(service.server("two"), two);
+        service.write("one").unwrap();
+        assert_eq!(through(&old).unwrap(), b"one", "the last users are served on");
+
+        user.kill().unwrap();
+        user.wait().unwrap();
+        wait_for_end(one);
+        service.write("one").unwrap();
+        service.stop();
+    });
+}
+
+/// The same for a daemon that ends, in order or not.
+#[rstest]
+fn unmounted_in_use_it_is_mounted_anew_by_the_next_daemon(#[values(Signal::SIGTERM, Signal::SIGKILL)] how: Signal) {
+    unless_skipped(require_root(), || {
+        let mut service = Service::start(ROOT_DIRECT, |_| String::new());
+        let one = service.server("one");
+        service.write("one").unwrap();
+        let open = File::open(service.place("one").join("file")).unwrap();
+        unmount_in_use(&service, MntFlags::MNT_DETACH);
+        service.send(how);
+        let daemon = &mut service.daemon;
+        let status = wait_for("the daemon to end", COMMAND_LIMIT, || daemon.try_wait().expect("the daemon"));
+        assert_eq!(status.success(), how == Signal::SIGTERM, "{status}\n{}", service.log());
+        assert_eq!(std::io::read_to_string(&open).unwrap(), "one", "the last users are served on");
+
+        let next = spawn(&service.sandbox);
+        service.daemon = next;
+        service.wait_until("mounts anew", |status| GOOD.iter().all(|name| health_of(status, name) == "healthy"));
+        assert_ne!(service.server("one"), one);
+        drop(open);
+        wait_for_end(one);
+        service.write("one").unwrap();
+        service.stop();
+    });
+}
+
+#[test]
+fn a_reload_may_come_before_the_daemon_knows_that_it_is_unmounted() {
+    unless_skipped(require_root(), || {
+        let service = Service::start(ROOT_DIRECT, |_| String::new());
+        let one = service.server("one");
+        let open = File::create(service.place("one").join("file")).unwrap();
+        nix::mount::umount2(&service.place("one"), MntFlags::MNT_DETACH).unwrap();
+        service.send(Signal::SIGHUP);
+        service.wait_until("mounts anew", |status| {
+            health_of(status, "one") == "healthy" && mount_of(status, "one")["server_pid"] != one
+        });
+        drop(open);
+        wait_for_end(one);
+        service.stop();
+    });
+}
+
+/// By a source on a mount that does not answer: nobody looks at that but the server, whose start has half a minute.
+#[test]
+fn a_reload_gives_a_start_that_hangs_another_chance_at_once() {
+    unless_skipped(require_root(), || {
+        let backend = Backend::ALL.into_iter().find(|backend| backend.is_built_in()).expect("a backend");
+        let below = Mount::builder(backend, ROOT_DIRECT).without_prober().start();
+        let frozen = Pid::from_raw(below.server_pid().expect("a server"));
+        kill(frozen, Signal::SIGSTOP).unwrap();
+        let service = Service::start(ROOT_DIRECT, |sandbox| {
+            mount(sandbox, "three", "");
+            table("three", &below.path(""), &sandbox.path().join("run/three"), "")
+        });
+        service.wait_until("starts", |status| {
+            reasons_of(status, "three").contains("it is starting: its server mounts")
+                && mount_of(status, "three")["server_pid"].is_number()
+        });
+        let sandbox = &service.sandbox;
+        let file: String = ["one", "two", "three"].map(|name| mount(sandbox, name, "")).concat();
+        service.reload(&file);
+        service.wait_until("serves what hung", |status| health_of(status, "three") == "healthy");
+        service.write("three").unwrap();
+        kill(frozen, Signal::SIGCONT).unwrap();
+        service.stop();
+        below.stop();
+    });
+}
+
+/// Longer than the half minute that a server has that does not say how long it may take.
+#[test]
+fn what_is_no_longer_configured_has_its_own_deadline_for_being_busy() {
+    if Tier::current() == Tier::Quick {
+        return support::skip("takes 32 s: `make test-full`");
+    }
+    unless_skipped(require_root(), || {
+        let mut service =
+            Service::start(ROOT_DIRECT, |sandbox| mount(sandbox, "three", "[mount.deadlines]\nunmount = \"1m\""));
+        service.wait_until("serves", |status| health_of(status, "three") == "healthy");
+        service.write("three").unwrap();
+        let open = File::open(service.place("three").join("file")).unwrap();
+        service.daemon.kill().unwrap();
+        service.daemon.wait().unwrap();
+        let began = Instant::now();
+        fs::write(config(&service.sandbox), GOOD.map(|name| mount(&service.sandbox, name, "")).concat()).unwrap();
+        let next = spawn(&service.sandbox);
+        service.daemon = next;
+        service.wait_until("adopts", |status| GOOD.iter().all(|name| health_of(status, name) == "healthy"));
+        std::thread::sleep(Duration::from_secs(32).saturating_sub(began.elapsed()));
+        assert_eq!(std::io::read_to_string(&open).unwrap(), "three", "it is served as long as it may be busy");
+        drop(open);
+        wait_for("it to be unmounted", COMMAND_LIMIT, || (service.sandbox.mounts().len() == 2).then_some(()));
+        service.stop();
+    });
+}
+
+#[test]
+fn what_a_start_waits_for_is_said() {
+    unless_skipped(ROOT_DIRECT.possible(), || {
+        let mut service = Service::start(ROOT_DIRECT, |_| String::new());
+        let one = service.server("one");
+        service.daemon.kill().unwrap();
+        service.daemon.wait().unwrap();
+        let server = Pid::from_raw(one.try_into().unwrap());
+        kill(server, Signal::SIGSTOP).unwrap();
+        let next = spawn(&service.sandbox);
+        service.daemon = next;
+        service.wait_until("says what it does", |status| {
+            reasons_of(status, "one").contains("it is starting: whether an earlier daemon has left its server is seen")
+        });
+        kill(server, Signal::SIGCONT).unwrap();
+        service.wait_until("adopts", |status| health_of(status, "one") == "healthy");
+        assert_eq!(service.server("one"), one);
         service.stop();
     });
 }

@@ -57,6 +57,9 @@ pub struct Daemon {
     /// When it started.
     #[serde(with = "humantime_serde")]
     pub started: SystemTime,
+    /// Where it was asked, which `lighthouse-fs status` adds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
 }
 
 /// The answer to `GET /api/v1/mounts/{name}`.

@@ -85,6 +85,12 @@ pub fn server(socket: &Path, mount: &str) -> PathBuf {
     servers(socket).join(format!("{mount}.sock"))
 }
 
+/// What a daemon makes when it is told to stop, and removes when it has stopped in order: after a crash it is not there.
+#[must_use]
+pub fn stopping(socket: &Path) -> PathBuf {
+    servers(socket).join("stopping")
+}
+
 /// Makes a folder that is this user's alone, or sees that it is one.
 ///
 /// # Errors
@@ -178,6 +184,27 @@ pub fn known() -> Vec<PathBuf> {
     paths.sort();
     paths.dedup();
     paths
+}
+
+/// Whether this is the socket of a daemon of `mount(8)` of this user, and nobody listens there any more.
+#[must_use]
+pub fn is_dead_mounts(path: &Path) -> bool {
+    let is_own = path.symlink_metadata().is_ok_and(|metadata| metadata.uid() == rustix::process::geteuid().as_raw());
+    is_own && path.parent() == Some(&mounts_folder()) && is_dead(path)
+}
+
+/// Removes a socket where nobody listens any more, if no daemon takes its place at this moment.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn remove_dead(path: &Path) -> io::Result<()> {
+    let folder = File::open(path.parent().ok_or(io::ErrorKind::InvalidInput)?)?;
+    flock(&folder, FlockOperation::NonBlockingLockExclusive)?;
+    if is_dead(path) { fs::remove_file(path) } else { Ok(()) }
+}
+
+fn is_dead(path: &Path) -> bool {
+    is_socket(path) && connect(path) == Err(Errno::ECONNREFUSED)
 }
 
 /// A socket that is removed when its daemon ends.

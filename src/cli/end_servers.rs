@@ -17,17 +17,21 @@ next daemon, or if it is of a version that cannot adopt them.";
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Only if the service was stopped, and not if it crashed: as systemd tells in $SERVICE_RESULT (systemd.exec(5))
+    /// Only if the service was stopped, and not if it crashed: as systemd tells in $SERVICE_RESULT (systemd.exec(5)), and
+    /// the daemon by a file `stopping` beside the servers' sockets if its stop has failed
     #[arg(long)]
     after_stop: bool,
 }
 
-/// What systemd calls a service that has crashed; it will be started again, and adopt.
+/// What systemd calls a service that has crashed; it will be started again, and adopt. `exit-code` is also a stop that has
+/// failed.
 const CRASHES: [&str; 5] = ["exit-code", "signal", "core-dump", "watchdog", "oom-kill"];
 
 /// Ends them.
 pub fn run(args: &Args, global: &Global) -> ExitCode {
-    if args.after_stop {
+    let path = global.socket();
+    let stopping = socket::stopping(&path);
+    if args.after_stop && stopping.symlink_metadata().is_err() {
         let result = std::env::var("SERVICE_RESULT").unwrap_or_default();
         if CRASHES.contains(&result.as_str()) {
             return say(format_args!(
@@ -36,7 +40,6 @@ pub fn run(args: &Args, global: &Global) -> ExitCode {
             ));
         }
     }
-    let path = global.socket();
     ask(async {
         match Client::new(&path).status().await {
             Err(ClientError::NoDaemon { .. }) => end(&path),
@@ -57,5 +60,8 @@ fn end(socket: &std::path::Path) -> ExitCode {
             Err(error) => fail(exit::FAILED, format_args!("{}: {error}", printable(mount))),
         };
     }
+    // Nobody is left who could need them. Neither has to be there.
+    let _ = std::fs::remove_file(socket::stopping(socket));
+    let _ = std::fs::remove_dir(socket::servers(socket));
     code
 }

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::{Global, ask, exit, fail, fail_asking, printable, say, say_json};
+use super::{Global, ask, daemons, exit, fail_asking, printable, say, say_json};
 use crate::api::Client;
 use crate::api::model::{Health, HealthAnswer};
 
@@ -19,7 +19,7 @@ Exit codes: 0 healthy, 1 unhealthy or unknown mount, 2 degraded (with --probe: 0
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Only this mount
+    /// Only this mount, by its name or mount point
     #[arg(long, value_name = "NAME")]
     mount: Option<String>,
     /// Answer in JSON
@@ -33,19 +33,21 @@ pub struct Args {
 /// Asks the daemon.
 pub fn run(args: &Args, global: &Global) -> ExitCode {
     ask(async {
-        let answer = match Client::new(&global.socket()).health().await {
-            Ok(answer) => answer,
-            Err(error) => return fail_asking(&error),
-        };
-        let answer = match &args.mount {
-            Some(name) => match only(name, &answer) {
-                Some(answer) => answer,
-                None => {
-                    let why = format_args!("no mount is called \"{name}\": `lighthouse-fs status` lists them");
-                    return fail(exit::FAILED, why);
-                }
+        let (socket, mount) = match &args.mount {
+            Some(wanted) => match daemons::find(wanted, global).await {
+                Ok((socket, mount)) => (socket, Some(mount.name)),
+                Err(code) => return code,
             },
-            None => answer,
+            None => (global.socket(), None),
+        };
+        let answer = match (Client::new(&socket).health().await, &mount) {
+            (Err(error), _) => return fail_asking(&error),
+            (Ok(answer), None) => answer,
+            (Ok(answer), Some(name)) => match only(name, &answer) {
+                Some(answer) => answer,
+                // Just gone.
+                None => return daemons::unknown(name),
+            },
         };
         let said = if args.json { say_json(&answer) } else { say(text(&answer)) };
         if said == ExitCode::SUCCESS { code(answer.health, args.probe) } else { said }

@@ -3,6 +3,7 @@
 mod backends;
 mod check_config;
 mod config;
+mod daemons;
 mod demo;
 mod end_servers;
 mod health;

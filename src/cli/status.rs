@@ -1,15 +1,12 @@
 //! `status`: what is mounted, and how it is doing.
 
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use comfy_table::Table;
 
-use super::{Global, ask, exit, fail, fail_asking, printable, say, say_json};
+use super::{Global, ask, daemons, fail_asking, printable, say, say_json};
 use crate::api::model::{LastSwitch, MountStatus, Status};
-use crate::api::{Client, ClientError, socket};
-use crate::connection::mountinfo;
 
 const EXAMPLES: &str = "Examples:
   lighthouse-fs status
@@ -22,7 +19,7 @@ Without --socket the daemons on the usual sockets are asked, as root those of ot
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Only this mount, with its backends
+    /// Only this mount, by its name or mount point, with its backends
     mount: Option<String>,
     /// Answer in JSON
     #[arg(long)]
@@ -32,62 +29,28 @@ pub struct Args {
 /// Asks the daemons.
 pub fn run(args: &Args, global: &Global) -> ExitCode {
     ask(async {
-        match statuses(global).await {
+        match daemons::statuses(global).await {
             Ok(statuses) => show(args, statuses),
             Err(error) => fail_asking(&error),
         }
     })
 }
 
-/// What every daemon says that answers; an error if none does.
-async fn statuses(global: &Global) -> Result<Vec<Status>, ClientError> {
-    let first = global.socket();
-    let mut found = Vec::new();
-    let mut errors = Vec::new();
-    let others = if global.socket.is_some() { Vec::new() } else { others(&first) };
-    for socket in std::iter::once(first).chain(others) {
-        match Client::new(&socket).status().await {
-            Ok(status) => found.push(status),
-            Err(error) => errors.push(error),
-        }
-    }
-    // That nobody listens at a place is no news if somebody else answers; a daemon that does not answer is.
-    let is_news = |error: &ClientError| !matches!(error, ClientError::NoDaemon { .. });
-    for error in errors.iter().filter(|error| is_news(error) && !found.is_empty()) {
-        tracing::warn!("{error}");
-    }
-    let worst = errors.iter().position(is_news).unwrap_or(0);
-    if found.is_empty() && !errors.is_empty() {
-        return Err(errors.swap_remove(worst));
-    }
-    Ok(found)
-}
-
-/// Other places where a daemon may listen, but for those on a FUSE mount, which may hang whoever looks.
-fn others(first: &Path) -> Vec<PathBuf> {
-    let mounts = mountinfo::read().unwrap_or_default();
-    let is_safe = |path: &Path| !mountinfo::holding(&mounts, path).is_some_and(mountinfo::Mounted::is_fuse);
-    socket::known().into_iter().filter(|path| path != first && is_safe(path)).collect()
-}
-
 fn show(args: &Args, mut statuses: Vec<Status>) -> ExitCode {
     if let Some(name) = &args.mount {
         for status in &mut statuses {
-            status.mounts.retain(|mount| mount.name == *name);
+            status.mounts.retain(|mount| daemons::names(name, mount));
         }
         statuses.retain(|status| !status.mounts.is_empty());
         if statuses.is_empty() {
-            return fail(
-                exit::FAILED,
-                format_args!("no mount is called \"{name}\": `lighthouse-fs status` lists them"),
-            );
+            return daemons::unknown(name);
         }
     }
     if args.json {
         return statuses.iter().map(say_json).find(|code| *code != ExitCode::SUCCESS).unwrap_or(ExitCode::SUCCESS);
     }
     let mounts: Vec<_> = statuses.iter().flat_map(|status| &status.mounts).collect();
-    let mut text = overview(&mounts).trim_fmt();
+    let mut text = overview(&statuses).trim_fmt();
     for mount in &mounts {
         for reason in &mount.reasons {
             text += &format!("\n{}: {}", printable(&mount.name), printable(reason));
@@ -103,11 +66,17 @@ fn show(args: &Args, mut statuses: Vec<Status>) -> ExitCode {
     say(text)
 }
 
-fn overview(mounts: &[&MountStatus]) -> Table {
-    let mut table = plain(["MOUNT", "SOURCE", "AT", "ACTIVE", "HEALTH", "IN FLIGHT", "LAST SWITCH"]);
-    for mount in mounts {
+fn overview(statuses: &[Status]) -> Table {
+    let mut head = vec!["MOUNT", "SOURCE", "AT", "ACTIVE", "HEALTH", "IN FLIGHT", "LAST SWITCH"];
+    // To be named to other commands.
+    let has_sockets = statuses.len() > 1;
+    head.extend(has_sockets.then_some("SOCKET"));
+    let mut table = plain(head);
+    let mounts = statuses.iter().flat_map(|status| status.mounts.iter().map(move |mount| (&status.daemon, mount)));
+    for (daemon, mount) in mounts {
         let active: Vec<_> = mount.active.keys().map(ToString::to_string).collect();
-        table.add_row([
+        let socket = daemon.socket.as_ref().map(|socket| printable(socket.display())).unwrap_or_default();
+        let mut row = vec![
             printable(&mount.name),
             printable(mount.source.display()),
             printable(mount.mountpoint.display()),
@@ -115,7 +84,9 @@ fn overview(mounts: &[&MountStatus]) -> Table {
             mount.health.name().into(),
             mount.in_flight.to_string(),
             mount.last_switch.as_ref().map_or_else(|| "never".into(), last_switch),
-        ]);
+        ];
+        row.extend(has_sockets.then_some(socket));
+        table.add_row(row);
     }
     table
 }
@@ -142,9 +113,9 @@ fn last_switch(last: &LastSwitch) -> String {
 }
 
 /// A table without lines, for people and for `awk`.
-pub(super) fn plain<const COLUMNS: usize>(head: [&str; COLUMNS]) -> Table {
+pub(super) fn plain<'a>(head: impl IntoIterator<Item = &'a str>) -> Table {
     let mut table = Table::new();
-    table.load_style(comfy_table::presets::NOTHING).set_header(head);
+    table.load_style(comfy_table::presets::NOTHING).set_header(head.into_iter().collect::<Vec<_>>());
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }

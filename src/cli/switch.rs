@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::{Global, ask, fail_asking, say, say_json};
+use super::{Global, ask, daemons, fail_asking, say, say_json};
 use crate::api::Client;
 use crate::api::model::SwitchAnswer;
 use crate::config::Backend;
@@ -17,7 +17,7 @@ A switch that fails leaves the old backend serving and exits 1. Switching to the
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Name of the mount
+    /// Name of the mount, or its mount point
     mount: String,
     /// The backend that is to serve: fuse2 or fuse3
     backend: Backend,
@@ -29,14 +29,14 @@ pub struct Args {
 /// Asks the daemon to switch.
 pub fn run(args: &Args, global: &Global) -> ExitCode {
     ask(async {
-        let client = Client::new(&global.socket());
         // A switch may take its time, and one that nobody waits for is done all the same: first whether somebody is there.
-        if let Err(error) = client.status().await {
-            return fail_asking(&error);
-        }
-        match client.switch(&args.mount, args.backend).await {
+        let (socket, mount) = match daemons::find(&args.mount, global).await {
+            Ok(found) => found,
+            Err(code) => return code,
+        };
+        match Client::new(&socket).switch(&mount.name, args.backend).await {
             Ok(answer) if args.json => say_json(&answer),
-            Ok(answer) => say(sentence(&args.mount, &answer)),
+            Ok(answer) => say(sentence(&mount.name, &answer)),
             Err(error) => fail_asking(&error),
         }
     })

@@ -200,6 +200,13 @@ impl Connection {
         self.place.is_mounted(|| self.is_gone())
     }
 
+    /// Whether somebody has taken the mount out of the tree while its connection lives on, because programs still use it or
+    /// another mount namespace has a copy. Never of a mount that is somebody else's.
+    #[must_use]
+    pub fn is_detached(&self) -> bool {
+        !matches!(self.maker, mount::Maker::Others) && !self.is_mounted() && !self.is_gone()
+    }
+
     /// Linux caps read-ahead at 128 KiB for a new mount, whatever FUSE_INIT says, unless its `bdi` is told (needs root).
     fn set_read_ahead(&self) -> io::Result<()> {
         let (major, minor) = self.place.device().ok_or(io::ErrorKind::NotFound)?;

@@ -12,9 +12,9 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::mount::{Beginning, End, Facts, Phase, Request, Task};
-use super::{Refusal, leftover, preflight, process};
+use super::{Refusal, preflight, process};
 use crate::api::ControlError;
-use crate::config::{Backend, Mount};
+use crate::config::{Backend, Deadlines, Mount};
 use crate::server::orders::Hello;
 
 /// For the source to answer: one on a dead network file system does not.
@@ -114,13 +114,14 @@ impl Keeper {
             let served = self.facts.borrow().greeting.is_some();
             let steady = served && began.elapsed() > STEADY;
             has_served |= served;
-            failures = if steady { 0 } else { failures + 1 };
+            failures = if steady || end == End::Superseded { 0 } else { failures + 1 };
             // What an operator has switched to, unless it is what the server dies of.
             resume = self.facts.borrow().last_active.filter(|_| failures < 2);
             let next = match &end {
                 End::Stopped | End::Forced(_) => Next::Over,
                 End::Unmounted if self.plan.alone || is_given => Next::Over,
                 End::Unmounted => Next::Idle,
+                End::Superseded => Next::Again(Duration::ZERO),
                 _ if is_given => Next::Over,
                 End::Failed(_) | End::Refused(_) if self.plan.alone && !has_served => Next::Over,
                 End::Failed(_) | End::Refused(_) => Next::Again(wait_before(failures)),
@@ -140,6 +141,11 @@ impl Keeper {
         }
     }
 
+    /// Lets `status` say what is being done.
+    fn step(&self, step: String) {
+        self.facts.send_modify(|facts| facts.step = step);
+    }
+
     fn name(&self) -> String {
         self.facts.borrow().mount.name.clone()
     }
@@ -147,7 +153,7 @@ impl Keeper {
     /// Told to stop while it is not served: a server that could not be adopted is not to be left.
     async fn end_unadopted(&self) -> End {
         let Some(meeting) = self.plan.meeting.clone() else { return End::Stopped };
-        match tokio::task::spawn_blocking(move || leftover::end_one(&meeting)).await {
+        match tokio::task::spawn_blocking(move || process::end(&meeting)).await {
             Ok(Ok(_)) => End::Stopped,
             Ok(Err(error)) => End::Forced(error.to_string()),
             Err(error) => End::Forced(error.to_string()),
@@ -161,6 +167,7 @@ impl Keeper {
                 tracing::error!(mount, again_in = ?delay, "not served: {why}");
                 Phase::Waiting(why.clone())
             }
+            (Next::Again(_), _) => Phase::Starting,
             (Next::Idle, _) => {
                 tracing::warn!(
                     mount,
@@ -177,7 +184,7 @@ impl Keeper {
                 facts.phase = phase;
             }
             facts.greeting = None;
-            facts.failures += u32::from(matches!(next, Next::Again(_)));
+            facts.failures += u32::from(matches!(next, Next::Again(_)) && *end != End::Superseded);
         });
         next
     }
@@ -188,7 +195,7 @@ impl Keeper {
             Ok(begun) => begun,
             Err(end) => return end,
         };
-        match Task::new(place, server, &self.facts, &mut self.requests) {
+        match Task::new(place, server, &self.plan, &self.facts, &mut self.requests) {
             Ok(task) => task.run(beginning).await,
             Err(error) => End::Failed(format!("the server cannot be watched: {error}; see the limit on descriptors")),
         }
@@ -204,6 +211,7 @@ impl Keeper {
             // A descriptor's mount is somebody else's: where it is, and what becomes of it, is theirs to say.
             Some(device) => (Some(device), None),
             None => {
+                self.step(format!("source and mount point are looked at, which may take {CHECK:?}"));
                 let place = self.check(&wanted).await?;
                 // As mountinfo will show it, so that every process speaks of the same place.
                 mount.mountpoint.clone_from(&place);
@@ -228,6 +236,7 @@ impl Keeper {
     async fn adopt(&self) -> Result<Option<(process::Server, Option<PathBuf>, Beginning)>, End> {
         let Some(meeting) = self.plan.meeting.clone() else { return Ok(None) };
         let wanted = self.facts.borrow().wanted.clone();
+        self.step(format!("whether an earlier daemon has left its server is seen, which may take {ADOPTION:?}"));
         let look = tokio::task::spawn_blocking({
             let wanted = wanted.clone();
             move || look(&meeting, &wanted)
@@ -244,7 +253,8 @@ impl Keeper {
                 mount = wanted.name, source = %served.source.display(), mountpoint = %served.mountpoint.display(),
                 "an earlier daemon's server serves something else under this name; it is told to unmount"
             );
-            self.end(server).await?;
+            self.step("the server of an earlier daemon, which serves something else, unmounts".into());
+            self.end(server, served.deadlines).await?;
             return Ok(None);
         }
         tracing::info!(mount = wanted.name, active = %hello.active, "the server of an earlier daemon is adopted; it served all the time");
@@ -268,8 +278,8 @@ impl Keeper {
         Ok(Some((server, place, Beginning::Adopted { hello, log_level })))
     }
 
-    async fn end(&self, server: process::Server) -> Result<(), End> {
-        let ended = tokio::task::spawn_blocking(move || process::end(server)).await;
+    async fn end(&self, server: process::Server, deadlines: Deadlines) -> Result<(), End> {
+        let ended = tokio::task::spawn_blocking(move || process::end_adopted(&server, &deadlines)).await;
         ended.map_err(|error| End::Failed(error.to_string()))?.map_err(|error| {
             End::Failed(format!(
                 "the server of an earlier daemon does not end: {error}; end it with `lighthouse-fs end-servers`"
@@ -283,7 +293,19 @@ impl Keeper {
             let (mount, socket) = (mount.clone(), self.plan.socket.clone());
             tokio::task::spawn_blocking(move || preflight::check(&mount, &socket))
         });
-        match timeout(CHECK, &mut check).await {
+        let checked = {
+            let mut checked = std::pin::pin!(timeout(CHECK, &mut check));
+            loop {
+                match self.heed_until(&mut checked).await {
+                    Until::Over(checked) => break checked,
+                    // Of another mount it is of no more interest.
+                    Until::Reconfigured if self.facts.borrow().wanted != *mount => return Err(End::Superseded),
+                    Until::Reconfigured => {}
+                    Until::Stopped => return Err(End::Stopped),
+                }
+            }
+        };
+        match checked {
             Ok(Ok(Ok(place))) => Ok(place),
             Ok(Ok(Err(Refusal::Configuration(why)))) => Err(End::Refused(why)),
             Ok(Ok(Err(Refusal::World(why)))) => Err(End::Failed(why)),
@@ -301,15 +323,28 @@ impl Keeper {
 
     /// Waits for `delay`, or for good, or until something asks for another attempt. `false`: told to stop.
     async fn wait(&mut self, delay: Option<Duration>) -> bool {
-        let mut over = std::pin::pin!(async {
+        let over = async {
             match delay {
                 Some(delay) => tokio::time::sleep(delay).await,
                 None => std::future::pending().await,
             }
-        });
+        };
+        match self.heed_until(over).await {
+            Until::Over(()) => true,
+            Until::Reconfigured => {
+                self.checking = None;
+                true
+            }
+            Until::Stopped => false,
+        }
+    }
+
+    /// Heeds requests while there is no server, until `over`, or until one of them changes what is to be done.
+    async fn heed_until<T>(&mut self, over: impl Future<Output = T>) -> Until<T> {
+        let mut over = std::pin::pin!(over);
         loop {
             let request = tokio::select! {
-                () = &mut over => return true,
+                over = &mut over => return Until::Over(over),
                 request = self.requests.recv() => request,
             };
             match request {
@@ -324,16 +359,25 @@ impl Keeper {
                     let _ = answer.send(Err(ControlError::NotServed { mount: self.name(), why }));
                 }
                 Some(Request::Reconfigure(mount)) => {
-                    self.checking = None;
                     self.facts.send_modify(|facts| facts.wanted = mount);
-                    return true;
+                    return Until::Reconfigured;
                 }
                 // The next server gets it among its arguments.
                 Some(Request::LogLevel(_) | Request::RecoverLost) => {}
-                Some(Request::Stop) | None => return false,
+                Some(Request::Stop) | None => return Until::Stopped,
             }
         }
     }
+}
+
+/// What has ended a wait.
+enum Until<T> {
+    /// What was waited for.
+    Over(T),
+    /// A reload.
+    Reconfigured,
+    /// The order to stop.
+    Stopped,
 }
 
 fn wait_before(failures: u32) -> Duration {
@@ -348,5 +392,21 @@ mod tests {
     fn attempts_become_rarer() {
         let waits: Vec<_> = (1..8).map(|failures| wait_before(failures).as_secs()).collect();
         assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30]);
+    }
+
+    #[tokio::test]
+    async fn a_look_at_the_source_that_hangs_is_given_up_for_another_source() {
+        let mount = Arc::new(Mount::new("a", "/srv/hangs", "/mnt/a"));
+        let plan =
+            Plan { meeting: None, socket: "/run/control.sock".into(), server_arguments: Arc::default(), alone: false };
+        let (mut keeper, requests, _facts) = Keeper::new(mount.clone(), plan, None);
+        keeper.checking = Some(tokio::spawn(std::future::pending()));
+        let other = Arc::new(Mount::new("a", "/srv/answers", "/mnt/a"));
+        for request in [Request::Reconfigure(mount.clone()), Request::Reconfigure(other)] {
+            requests.send(request).await.unwrap();
+        }
+        let checked = timeout(CHECK / 2, keeper.check(&mount)).await.expect("at once");
+        assert_eq!(checked, Err(End::Superseded));
+        assert!(keeper.checking.is_none(), "the other one is looked at afresh");
     }
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use super::{dead_mount, process};
+use super::process;
 use crate::server::meeting;
 
 /// Ends those whose sockets are in `folder` and of whose mounts `is_to_end` says so; they unmount. What came of each. A
@@ -20,7 +20,7 @@ pub fn end(folder: &Path, is_to_end: impl Fn(&str) -> bool) -> Vec<(String, io::
             .filter(|name| is_to_end(name))
             .map(|name| {
                 let path = folder.join(format!("{name}.sock"));
-                (name, scope.spawn(move || end_one(&path)))
+                (name, scope.spawn(move || process::end(&path)))
             })
             .collect();
         let join = |(name, end): (String, std::thread::ScopedJoinHandle<'_, io::Result<bool>>)| {
@@ -33,18 +33,4 @@ pub fn end(folder: &Path, is_to_end: impl Fn(&str) -> bool) -> Vec<(String, io::
         };
         ends.into_iter().filter_map(join).collect()
     })
-}
-
-/// Whether there was a server.
-pub(super) fn end_one(path: &Path) -> io::Result<bool> {
-    let Some((_line, pid)) = meeting::visit(path)? else {
-        std::fs::remove_file(path)?;
-        return Ok(false);
-    };
-    if !process::end_process(pid, process::STOP)? {
-        // What it has left behind.
-        std::fs::remove_file(path)?;
-        dead_mount::clear_all()?;
-    }
-    Ok(true)
 }

@@ -5,13 +5,13 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SigSet};
 use parking_lot::RwLock;
 use sd_notify::NotifyState;
 use tokio::net::UnixListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
@@ -21,7 +21,7 @@ use super::lost::watch_for_lost;
 use super::mount::{End, Facts, Phase, Request};
 use super::prober::Prober;
 use super::status::{Handle, Mounts};
-use super::{Own, Refusal, leftover, preflight, process};
+use super::{Own, Refusal, leftover, mount, preflight, process};
 use crate::api;
 use crate::api::socket::{self, Listening};
 use crate::config::{self, Effect, Mount, Settings};
@@ -79,9 +79,7 @@ fn other(error: impl Into<Box<dyn Error + Send + Sync>>) -> Failure {
 /// When it cannot begin; for one mount alone also when that fails.
 pub fn run(options: Options) -> Result<(), Failure> {
     // Whoever has started this process may have left them blocked.
-    SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD])
-        .thread_unblock()
-        .map_err(other)?;
+    SigSet::from_iter([SIGTERM, SIGINT, SIGHUP, SIGCHLD]).thread_unblock().map_err(other)?;
     let device = match (&options.settings.mounts[..], options.alone) {
         ([mount], true) => process::device(&mount.mountpoint).map_err(other)?,
         _ => None,
@@ -143,6 +141,42 @@ fn check_together(settings: &Settings) -> Result<(), Failure> {
     if wrong.is_empty() { Ok(()) } else { Err(Failure::Configuration(wrong.join("\n"))) }
 }
 
+/// What may mean a reload.
+const HANG_UP: &str = "SIGHUP";
+
+/// What a daemon heeds.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// The name of the next one.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.hang_up.recv() => HANG_UP,
+        }
+    }
+}
+
+/// How far a stop has got.
+#[derive(Clone, Copy)]
+enum Stop {
+    Begun,
+    Over,
+}
+
 struct Life {
     options: Options,
     server_arguments: Arc<RwLock<Vec<String>>>,
@@ -164,6 +198,7 @@ impl Life {
         if !self.options.mounts_end_too {
             let folder = socket::servers(&self.options.settings.daemon.socket);
             socket::make_private(&folder).map_err(other)?;
+            self.note_stop(Stop::Over);
             // Whoever serves one directory by hand does not speak for what a service has left there.
             if !self.options.alone {
                 self.end_strangers(folder);
@@ -221,20 +256,10 @@ impl Life {
     }
 
     async fn heed_signals(&mut self) -> Result<(), Failure> {
-        let mut terminate = signal(SignalKind::terminate()).map_err(other)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(other)?;
-        let mut hang_up = signal(SignalKind::hangup()).map_err(other)?;
+        let mut signals = Signals::new().map_err(other)?;
         loop {
             let name = tokio::select! {
-                _ = terminate.recv() => "SIGTERM",
-                _ = interrupt.recv() => "SIGINT",
-                _ = hang_up.recv() => {
-                    if self.options.reload.is_some() {
-                        self.reload().await;
-                        continue;
-                    }
-                    "SIGHUP"
-                }
+                name = signals.next() => name,
                 Some(ended) = self.keepers.join_next() => {
                     if let Some(end) = self.bury(ended)? {
                         return end;
@@ -242,8 +267,12 @@ impl Life {
                     continue;
                 }
             };
+            if name == HANG_UP && self.options.reload.is_some() {
+                self.reload().await;
+                continue;
+            }
             tracing::info!("{name}: unmounting");
-            return self.stop().await;
+            return self.stop(&mut signals).await;
         }
     }
 
@@ -266,7 +295,7 @@ impl Life {
             return Ok(None);
         }
         Ok(Some(match end {
-            End::Stopped => Ok(()),
+            End::Stopped | End::Superseded => Ok(()),
             End::Unmounted => {
                 tracing::info!(mount, "somebody else has unmounted it; nothing is left to serve");
                 Ok(())
@@ -278,20 +307,64 @@ impl Life {
     }
 
     /// Unmounts all, side by side. A mount that had to be taken away by force has stopped all the same.
-    async fn stop(&mut self) -> Result<(), Failure> {
+    async fn stop(&mut self, signals: &mut Signals) -> Result<(), Failure> {
         tell_systemd(&[NotifyState::Stopping, NotifyState::Status("unmounting")]);
+        self.note_stop(Stop::Begun);
         for handle in self.mounts.all() {
             // One that has ended by itself at the same moment takes no more requests.
             let _ = handle.requests.send(Request::Stop).await;
         }
+        let began = Instant::now();
         let mut failures = Vec::new();
-        while let Some(ended) = self.keepers.join_next().await {
+        loop {
+            let ended = tokio::select! {
+                ended = self.keepers.join_next() => match ended {
+                    Some(ended) => ended,
+                    None => break,
+                },
+                name = signals.next() => {
+                    self.say_what_stops(name, began);
+                    continue;
+                }
+            };
             let (mount, end) = ended.map_err(other)?;
             if let End::Died(why) | End::Forced(why) = end {
                 failures.push(format!("mount {mount:?}: not unmounted in order: {why}"));
             }
         }
-        if failures.is_empty() { Ok(()) } else { Err(Failure::Other(failures.join("; "))) }
+        if !failures.is_empty() {
+            return Err(Failure::Other(failures.join("; ")));
+        }
+        self.note_stop(Stop::Over);
+        Ok(())
+    }
+
+    /// For somebody who is impatient.
+    fn say_what_stops(&self, signal: &str, began: Instant) {
+        let facts = self.mounts.all().into_iter().map(|handle| handle.facts.borrow().clone());
+        let waited_for: Vec<_> = facts.filter(|facts| !matches!(facts.phase, Phase::Ended(_))).collect();
+        let limit = waited_for.iter().map(|facts| mount::stop_limit(&facts.mount.deadlines)).max().unwrap_or_default();
+        let names: Vec<_> = waited_for.iter().map(|facts| facts.mount.name.as_str()).collect();
+        tracing::warn!(
+            "{signal}: still unmounting {}, for {} s at most, then what is in use is detached; SIGKILL would end this process alone, and each server goes on with its unmount",
+            names.join(", "),
+            limit.saturating_sub(began.elapsed()).as_secs()
+        );
+    }
+
+    /// Lets `end-servers --after-stop` know a stop that fails from a crash: systemd calls both by the same name.
+    fn note_stop(&self, stop: Stop) {
+        let path = socket::stopping(&self.options.settings.daemon.socket);
+        let noted = match stop {
+            _ if self.options.mounts_end_too => Ok(()),
+            Stop::Begun => std::fs::write(&path, ""),
+            Stop::Over => std::fs::remove_file(&path),
+        };
+        if let Err(error) =
+            noted.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
+        {
+            tracing::warn!(path = %path.display(), %error, "that the daemon stops cannot be noted");
+        }
     }
 
     /// Takes a new configuration, as far as that goes without a restart. A bad one changes nothing.
@@ -365,11 +438,14 @@ impl Life {
             };
             let handle = known.swap_remove(index);
             let requests = [Some(Request::Reconfigure(Arc::new(mount))), new_level.clone().map(Request::LogLevel)];
-            for request in requests.into_iter().flatten() {
-                if handle.requests.try_send(request).is_err() {
-                    tracing::error!(mount = handle.name(), "it is too busy to take a new configuration: reload again");
+            let keeper = handle.requests.clone();
+            // One that is busy takes them later, in the order of the reloads.
+            tokio::spawn(async move {
+                for request in requests.into_iter().flatten() {
+                    // It has ended: then it is wanted no more.
+                    let _ = keeper.send(request).await;
                 }
-            }
+            });
             handles.push(handle);
         }
         for gone in known {

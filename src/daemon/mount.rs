@@ -4,18 +4,20 @@
 //! unmounted by the server, or, if the server died or was stuck, taken away from here.
 
 use std::io;
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
+use super::keeper::Plan;
 use super::running::{Event, Running};
 use super::{dead_mount, process};
 use crate::api::ControlError;
 use crate::api::model::LastSwitch;
-use crate::config::{Backend, Mount};
+use crate::config::{Backend, Deadlines, Mount};
 use crate::connection::mountinfo;
 use crate::ledger::{Cause, Ledger};
 use crate::server::{
@@ -29,8 +31,17 @@ const START: Duration = Duration::from_secs(30);
 const MARGIN: Duration = Duration::from_secs(3);
 /// For a process that has said its last word, or was killed, to be gone.
 const DEATH: Duration = Duration::from_secs(3);
+/// Until a server that did not take an order is tried again.
+const NEXT_CHANCE: Duration = Duration::from_secs(1);
+/// A reload that came at most so long before the news that the mount is unmounted came after the unmount itself.
+const NEWS: Duration = Duration::from_secs(2);
 /// For a dead mount to be taken away.
 const CLEANING: Duration = Duration::from_secs(10);
+
+/// How long a mount may take to be unmounted from the order on.
+pub(super) fn stop_limit(deadlines: &Deadlines) -> Duration {
+    deadlines.unmount + MARGIN
+}
 
 /// What the rest of the daemon wants of a mount.
 #[derive(Debug)]
@@ -70,18 +81,47 @@ pub enum Request {
 /// Where a mount's life has got to.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Phase {
-    /// The server is mounting.
+    /// It is not served yet.
     Starting,
     /// It serves.
     Serving,
     /// It serves, and changes its backend at this moment.
     Switching,
+    /// Somebody else has unmounted it, and programs that use it are still served.
+    Detached {
+        /// What mounts it again, if anything.
+        again: Again,
+    },
     /// It is unmounting.
     Stopping,
     /// It is not served, for this reason, and is to be tried again.
     Waiting(String),
     /// It is over, until somebody wants it again.
     Ended(End),
+}
+
+/// What becomes of a mount that somebody else has unmounted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Again {
+    /// A reload or a restart of the daemon mounts it again.
+    Reload,
+    /// Nothing: its daemon ends with it.
+    Never,
+}
+
+impl Again {
+    /// What is to be said of it while programs still use it.
+    #[must_use]
+    pub fn why_detached(self) -> &'static str {
+        match self {
+            Self::Reload => {
+                "somebody else has unmounted it; a reload (SIGHUP) or a restart of the daemon mounts it again; programs that still use the old one are served until they let go"
+            }
+            Self::Never => {
+                "somebody else has unmounted it; programs that still use it are served until they let go, and the daemon ends with the last of them"
+            }
+        }
+    }
 }
 
 /// How a mount ended.
@@ -91,6 +131,8 @@ pub enum End {
     Stopped,
     /// Somebody else unmounted it.
     Unmounted,
+    /// A reload wants it anew, at once: it hung while it started, or somebody else has unmounted it.
+    Superseded,
     /// It never began.
     Failed(String),
     /// It is wrong in itself, and will not begin on any machine.
@@ -112,6 +154,8 @@ pub struct Facts {
     pub started_as: Arc<Mount>,
     /// Where its life has got to.
     pub phase: Phase,
+    /// What is being done while it is [`Phase::Starting`].
+    pub step: String,
     /// The serving process, and what it counts.
     pub server: Option<(u32, Ledger)>,
     /// What all its servers have counted, also when none serves.
@@ -137,6 +181,7 @@ impl Facts {
             started_as: mount.clone(),
             mount,
             phase: Phase::Starting,
+            step: "it begins".into(),
             server: None,
             counted: None,
             greeting: None,
@@ -208,6 +253,14 @@ pub struct Task<'a> {
     place: Option<PathBuf>,
     /// The mount's number there, once it is made: a later one at the same place is somebody else's.
     number: Option<u32>,
+    /// What becomes of it if somebody else unmounts it.
+    again: Again,
+    /// Whether its server can do without this daemon.
+    is_left: bool,
+    /// Whether somebody else has unmounted it, and programs still use it.
+    is_detached: bool,
+    /// When a configuration was last read again.
+    reloaded: Option<Instant>,
     server: Running,
     ledger: Ledger,
     facts: &'a watch::Sender<Facts>,
@@ -215,17 +268,20 @@ pub struct Task<'a> {
     /// Answers that are still to come to orders whose deadline has passed. The server works in order, so that many
     /// answers are skipped before the next one counts.
     owed: usize,
+    /// Orders that nobody waits for and that could not be sent yet; of each kind the newest.
+    unsent: Vec<Order>,
 }
 
 impl<'a> Task<'a> {
-    /// A task over a server that has just been started or found, where its requests come from, and its facts go. Needs a
-    /// runtime.
+    /// A task over a server that has just been started or found by the keeper of `plan`, where its requests come from, and
+    /// its facts go. Needs a runtime.
     ///
     /// # Errors
     /// When descriptors have run out.
     pub fn new(
         place: Option<PathBuf>,
         server: process::Server,
+        plan: &Plan,
         facts: &'a watch::Sender<Facts>,
         requests: &'a mut mpsc::Receiver<Request>,
     ) -> io::Result<Self> {
@@ -234,12 +290,27 @@ impl<'a> Task<'a> {
         let mount = facts.borrow().mount.clone();
         facts.send_modify(|facts| {
             facts.phase = Phase::Starting;
+            facts.step = format!("its server mounts, which may take {START:?}");
             facts.server = Some((server.pid(), ledger.clone()));
             facts.counted = Some(ledger.clone());
             facts.greeting = None;
             facts.unavailable.clear();
         });
-        Ok(Self { mount, place, number: None, server, ledger, facts, requests, owed: 0 })
+        Ok(Self {
+            mount,
+            place,
+            number: None,
+            again: if plan.alone { Again::Never } else { Again::Reload },
+            is_left: plan.meeting.is_some(),
+            is_detached: false,
+            reloaded: None,
+            server,
+            ledger,
+            facts,
+            requests,
+            owed: 0,
+            unsent: Vec::new(),
+        })
     }
 
     /// Runs the server from its start to its end.
@@ -249,12 +320,9 @@ impl<'a> Task<'a> {
             Beginning::Adopted { hello, log_level } => {
                 self.greet(*hello);
                 // It knows those of an earlier daemon.
-                let adjust = Order::Adjust { deadlines: self.mount.deadlines };
-                if let Err(error) = self.server.send(&adjust) {
-                    tracing::warn!(mount = self.mount.name, %error, "the server cannot be told of its deadlines");
-                }
+                self.tell(Order::Adjust { deadlines: self.mount.deadlines });
                 if let Some(level) = log_level {
-                    self.set_log_level(level);
+                    self.tell(Order::LogLevel { level });
                 }
                 Ok(())
             }
@@ -263,12 +331,18 @@ impl<'a> Task<'a> {
             Ok(()) => self.serve().await,
             Err(end) => end,
         };
-        self.bury(&end).await;
+        let is_released = self.is_detached && self.is_left && matches!(end, End::Stopped | End::Superseded);
+        if !is_released {
+            self.bury(&end).await;
+        }
         self.facts.send_modify(|facts| {
             facts.phase = Phase::Ended(end.clone());
             facts.last_active = self.ledger.active();
             facts.server = None;
         });
+        if is_released {
+            self.release();
+        }
         end
     }
 
@@ -289,10 +363,15 @@ impl<'a> Task<'a> {
                     }
                     Some(Request::Reconfigure(mount)) => {
                         self.reconfigure(&mount);
+                        // It may hang by what was wrong in the configuration.
+                        if !self.facts.borrow().outdated().is_empty() {
+                            tracing::info!(mount = self.mount.name, "it is to be another: begun anew");
+                            return Err(End::Superseded);
+                        }
                         continue;
                     }
                     Some(Request::LogLevel(level)) => {
-                        self.set_log_level(level);
+                        self.tell(Order::LogLevel { level });
                         continue;
                     }
                     Some(Request::Weigh { answer, .. }) => {
@@ -332,7 +411,7 @@ impl<'a> Task<'a> {
             facts.unavailable = unavailable;
         });
         let mut failures = 0;
-        self.facts.send_modify(|facts| failures = std::mem::take(&mut facts.failures));
+        self.facts.send_modify(|facts| failures = mem::take(&mut facts.failures));
         if failures > 0 {
             tracing::info!(mount = self.mount.name, %active, failures, "it is served again");
         }
@@ -341,9 +420,23 @@ impl<'a> Task<'a> {
         }
     }
 
-    fn set_log_level(&self, level: String) {
-        if let Err(error) = self.server.send(&Order::LogLevel { level }) {
-            tracing::warn!(mount = self.mount.name, %error, "the server cannot be told of a new log level");
+    /// Sends an order that nobody waits for, as soon as the server takes it.
+    fn tell(&mut self, order: Order) {
+        let is_other = |other: &Order| mem::discriminant(other) != mem::discriminant(&order);
+        self.unsent.retain(is_other);
+        self.unsent.push(order);
+        self.send_unsent();
+        if let Some(order) = self.unsent.last() {
+            tracing::info!(mount = self.mount.name, ?order, "the server is too busy to be told; it will be");
+        }
+    }
+
+    fn send_unsent(&mut self) {
+        while let Some(order) = self.unsent.first() {
+            if let Err(error) = self.server.send(order) {
+                return tracing::debug!(mount = self.mount.name, %error, ?order, "not sent");
+            }
+            self.unsent.remove(0);
         }
     }
 
@@ -354,10 +447,8 @@ impl<'a> Task<'a> {
         if live == *self.mount {
             return;
         }
-        if live.deadlines != self.mount.deadlines
-            && let Err(error) = self.server.send(&Order::Adjust { deadlines: live.deadlines })
-        {
-            tracing::warn!(mount = self.mount.name, %error, "the server cannot be told of new deadlines");
+        if live.deadlines != self.mount.deadlines {
+            self.tell(Order::Adjust { deadlines: live.deadlines });
         }
         self.mount = Arc::new(live);
         self.facts.send_modify(|facts| facts.mount = self.mount.clone());
@@ -365,19 +456,22 @@ impl<'a> Task<'a> {
 
     async fn serve(&mut self) -> End {
         loop {
+            self.send_unsent();
             let end = tokio::select! {
+                () = tokio::time::sleep(NEXT_CHANCE), if !self.unsent.is_empty() => None,
                 event = self.server.event() => match event {
                     Event::Report(report) => self.note(report),
-                    Event::Gone(why) => Some(End::Died(why)),
+                    Event::Gone(why) => Some(self.died(why)),
                 },
                 request = self.requests.recv() => match request {
                     Some(Request::Switch { to, reason, answer }) => self.answer_switch(to, reason, answer).await,
                     Some(Request::Reconfigure(mount)) => {
                         self.reconfigure(&mount);
-                        None
+                        self.reloaded = Some(Instant::now());
+                        self.is_detached.then_some(End::Superseded)
                     }
                     Some(Request::LogLevel(level)) => {
-                        self.set_log_level(level);
+                        self.tell(Order::LogLevel { level });
                         None
                     }
                     Some(Request::Weigh { candidate, percent, cause, reason, answer }) => {
@@ -439,7 +533,8 @@ impl<'a> Task<'a> {
         if let Err(error) = &result {
             tracing::error!(mount = self.mount.name, ?order, %error, "a change of the backend failed");
         }
-        self.facts.send_modify(|facts| facts.phase = Phase::Serving);
+        let phase = if self.is_detached { Phase::Detached { again: self.again } } else { Phase::Serving };
+        self.facts.send_modify(|facts| facts.phase = phase);
         (result, end)
     }
 
@@ -460,7 +555,7 @@ impl<'a> Task<'a> {
                     return Err((ControlError::Refused(message), None));
                 }
                 Event::Report(other) => self.note(other),
-                Event::Gone(why) => Some(End::Died(why)),
+                Event::Gone(why) => Some(self.died(why)),
             };
             if let Some(end) = end {
                 let why = format!("it ended during the switch ({end:?})");
@@ -471,11 +566,14 @@ impl<'a> Task<'a> {
 
     /// Tells the server to unmount, and waits until it has or its deadline has passed.
     async fn stop(&mut self) -> End {
+        if self.is_detached && self.is_left {
+            return End::Stopped;
+        }
         self.facts.send_modify(|facts| facts.phase = Phase::Stopping);
         if let Err(error) = self.server.send(&Order::Stop) {
             return End::Forced(format!("it could not be told to stop: {error}"));
         }
-        let limit = self.mount.deadlines.unmount + MARGIN;
+        let limit = stop_limit(&self.mount.deadlines);
         let stopped = timeout(limit, async {
             loop {
                 match self.server.event().await {
@@ -523,6 +621,16 @@ impl<'a> Task<'a> {
                 self.owed = self.owed.saturating_sub(1);
                 tracing::error!(mount, message, "the server reports a failure");
             }
+            Report::Detached => {
+                tracing::warn!(mount, "{}", self.again.why_detached());
+                self.is_detached = true;
+                // What is there from now on is another mount, whatever its number.
+                self.place = None;
+                self.facts.send_modify(|facts| facts.phase = Phase::Detached { again: self.again });
+                if self.reloaded.is_some_and(|reloaded| reloaded.elapsed() < NEWS) {
+                    return Some(End::Superseded);
+                }
+            }
             Report::Stopped { by_others: true, .. } => return Some(End::Unmounted),
             Report::Stopped { .. } => {
                 return Some(End::Died("the serving process stopped without being told to".into()));
@@ -530,6 +638,35 @@ impl<'a> Task<'a> {
             Report::Hello(_) => tracing::warn!(mount, "the server says hello a second time; ignored"),
         }
         None
+    }
+
+    /// The end of a process that has not said that it ends.
+    fn died(&self, why: String) -> End {
+        if !self.is_detached {
+            return End::Died(why);
+        }
+        tracing::error!(mount = self.mount.name, "{why}; the programs that still used the mount get errors (ENOTCONN)");
+        End::Unmounted
+    }
+
+    /// Leaves the server with the programs that still use the mount. It ends by itself.
+    fn release(self) {
+        let Self { mount, mut server, .. } = self;
+        let pid = server.pid();
+        tracing::info!(
+            mount = mount.name,
+            pid,
+            "the old server serves the programs that still use it, until they let go"
+        );
+        // Its line is kept, but nobody says anything any more: it does not need it, and whoever has started it reaps it.
+        tokio::spawn(async move {
+            while let Event::Report(_) = server.event().await {}
+            tracing::info!(
+                mount = mount.name,
+                pid,
+                "the last program has let go of the old mount: its server has ended"
+            );
+        });
     }
 
     fn record(&self, switched: &Switched, at: SystemTime) {

@@ -15,14 +15,20 @@ use command_fds::{CommandFdExt, FdMapping};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::Deserialize;
 
 use super::dead_mount;
+use crate::config::Deadlines;
 use crate::ledger::{Ledger, LedgerError};
-use crate::server::meeting;
 use crate::server::orders::{Hello, Line, Report, VERSION};
+use crate::server::{self, meeting};
 
-/// For a server to unmount when it is told by a signal; its own deadline for a busy mount is 10 s unless configured.
-pub(super) const STOP: Duration = Duration::from_secs(30);
+/// For a server to unmount when it is told by a signal and has not said what its deadline for a busy mount is.
+const STOP: Duration = Duration::from_secs(30);
+/// What a server that has said it may need beyond what it keeps itself.
+const MARGIN: Duration = Duration::from_secs(5);
+/// For a server to greet whoever has come.
+const GREETING: Duration = Duration::from_secs(5);
 /// For a killed process to be gone.
 const DEATH: Duration = Duration::from_secs(3);
 const LINE: RawFd = 3;
@@ -118,20 +124,63 @@ pub fn adopt(meeting: &Path, limit: Duration) -> Result<Option<(Server, Box<Hell
     }
 }
 
-/// Tells a server to unmount, and waits until it has ended; kills it if it does not. Blocks.
+/// Tells a server that was adopted, and keeps these deadlines, to unmount, and waits until it has ended; kills it if it does
+/// not. Blocks.
 ///
 /// # Errors
 /// When even that does not end it.
-pub fn end(server: Server) -> io::Result<()> {
-    let Server { line, process, ledger: _ } = server;
-    let pid = match &process {
+pub fn end_adopted(server: &Server, deadlines: &Deadlines) -> io::Result<()> {
+    let pid = match &server.process {
         Process::Child(child) => Pid::from_child(child),
         Process::Adopted(pid) => *pid,
     };
-    // A signal, since whatever version it is, it knows that.
-    let in_order = end_process(pid, STOP)?;
-    drop(line);
+    let in_order = end_process(pid, server::stop_limit(deadlines) + MARGIN)?;
     if in_order { Ok(()) } else { dead_mount::clear_all() }
+}
+
+/// Tells the server that listens at `meeting`, if one does, to unmount, and waits until it has ended; kills it if it does
+/// not, after the deadline that it says it has. Blocks. Whether there was one.
+///
+/// # Errors
+/// When even that does not end it.
+pub fn end(meeting: &Path) -> io::Result<bool> {
+    let server = meeting::visit(meeting)?;
+    let was_there = server.is_some();
+    let in_order = match server {
+        // A signal, since whatever version it is, it knows that.
+        Some((line, pid)) => end_process(pid, stop_limit(&line))?,
+        None => false,
+    };
+    if !in_order {
+        // What it has left behind.
+        match std::fs::remove_file(meeting) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    if was_there && !in_order {
+        dead_mount::clear_all()?;
+    }
+    Ok(was_there)
+}
+
+/// How long a server may take to unmount, by what it says to a visitor, whatever its version.
+fn stop_limit(line: &Line) -> Duration {
+    #[derive(Deserialize)]
+    struct Hello {
+        mount: Mount,
+    }
+    #[derive(Deserialize)]
+    struct Mount {
+        deadlines: Deadlines,
+    }
+    match line.receive::<Hello>(GREETING) {
+        Ok(hello) => server::stop_limit(&hello.mount.deadlines) + MARGIN,
+        Err(error) => {
+            tracing::debug!(%error, limit = ?STOP, "the server does not say how long it may take to unmount");
+            STOP
+        }
+    }
 }
 
 /// Sends SIGTERM, and at `limit` SIGKILL. Blocks until the process has ended, at most a little longer than `limit`. `false`:
@@ -139,7 +188,7 @@ pub fn end(server: Server) -> io::Result<()> {
 ///
 /// # Errors
 /// When it may not be signalled, or outlives SIGKILL.
-pub fn end_process(pid: Pid, limit: Duration) -> io::Result<bool> {
+fn end_process(pid: Pid, limit: Duration) -> io::Result<bool> {
     let process = match pidfd_open(pid, PidfdFlags::empty()) {
         Ok(process) => process,
         Err(rustix::io::Errno::SRCH) => return Ok(true),
@@ -239,4 +288,24 @@ fn own(number: RawFd) -> io::Result<OwnedFd> {
     let fd = unsafe { OwnedFd::from_raw_fd(number) };
     fcntl_setfd(&fd, FdFlags::CLOEXEC)?;
     Ok(fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_has_as_long_as_it_says() {
+        let limit = |said: &str| {
+            let (ours, theirs) = Line::pair().unwrap();
+            theirs.send(&serde_json::from_str::<serde_json::Value>(said).unwrap()).unwrap();
+            stop_limit(&ours)
+        };
+        let mount = serde_json::to_string(&crate::config::Mount::new("a", "/srv", "/mnt")).unwrap();
+        let mount = mount.replace(r#""unmount":{"secs":10,"#, r#""unmount":{"secs":600,"#);
+        assert!(
+            limit(&format!(r#"{{"report":"hello","version":99,"new":[],"mount":{mount}}}"#)) > Duration::from_secs(600)
+        );
+        assert_eq!(limit(r#"{"report":"failed","message":"another daemon gives orders"}"#), STOP);
+    }
 }

@@ -84,7 +84,12 @@ impl Control for Mounts {
     }
 
     fn status(&self) -> Status {
-        let daemon = Daemon { version: env!("CARGO_PKG_VERSION").into(), pid: process::id(), started: self.0.started };
+        let daemon = Daemon {
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: process::id(),
+            started: self.0.started,
+            socket: None,
+        };
         Status { schema: SCHEMA, daemon, mounts: self.all().iter().map(Handle::status).collect() }
     }
 
@@ -225,8 +230,11 @@ fn judge(
 ) -> (Health, Vec<String>) {
     let unhealthy = |why: String| (Health::Unhealthy, vec![why]);
     match (&facts.phase, active) {
-        (Phase::Starting, _) => return unhealthy("it is starting".into()),
+        (Phase::Starting | Phase::Ended(End::Superseded), _) => {
+            return unhealthy(format!("it is starting: {}", facts.step));
+        }
         (Phase::Stopping, _) => return unhealthy("it is being unmounted".into()),
+        (Phase::Detached { again }, _) => return unhealthy(again.why_detached().into()),
         (Phase::Ended(End::Stopped), _) => return unhealthy("it was stopped".into()),
         (Phase::Ended(End::Unmounted), _) => return unhealthy("somebody else has unmounted it".into()),
         (

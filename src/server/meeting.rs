@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use rustix::process::Pid;
+use rustix::process::{Pid, Uid};
 
 use super::orders::Line;
 
@@ -18,6 +18,8 @@ pub struct Meeting {
     listener: OwnedFd,
     folder: OwnedFd,
     name: PathBuf,
+    /// Device and inode number of the socket.
+    identity: (u64, u64),
 }
 
 impl Meeting {
@@ -38,8 +40,9 @@ impl Meeting {
         }
         let listener = socket()?;
         rustix::net::bind(&listener, &address(&folder, &name)?)?;
+        let identity = identity(&folder, &name)?;
         rustix::net::listen(&listener, 4)?;
-        Ok(Self { listener, folder, name })
+        Ok(Self { listener, folder, name, identity })
     }
 
     /// Whoever has come, if it is the same user or root. `None`: nobody, or a stranger, who is sent away.
@@ -70,6 +73,10 @@ impl AsFd for Meeting {
 
 impl Drop for Meeting {
     fn drop(&mut self) {
+        // Another server may have taken the place of a socket that somebody has removed: leave that one alone.
+        if identity(&self.folder, &self.name).is_ok_and(|found| found != self.identity) {
+            return;
+        }
         if let Err(error) = rustix::fs::unlinkat(&self.folder, &self.name, AtFlags::empty()) {
             tracing::debug!(%error, "the server's socket was gone already");
         }
@@ -92,9 +99,7 @@ pub fn visit(path: &Path) -> io::Result<Option<(Line, Pid)>> {
         Err(error) => return Err(error.into()),
     }
     let peer = rustix::net::sockopt::socket_peercred(&line)?;
-    if peer.uid != rustix::process::geteuid() && !rustix::process::geteuid().is_root() {
-        return Err(io::Error::other(format!("it belongs to uid {}", peer.uid.as_raw())));
-    }
+    check_owner("the server that listens there", peer.uid)?;
     Ok(Some((line.into(), peer.pid)))
 }
 
@@ -118,6 +123,19 @@ fn socket() -> io::Result<OwnedFd> {
     Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
 }
 
+/// Whoever is neither this user nor root may have made it to be obeyed, or to have something ended.
+fn check_owner(what: &str, owner: Uid) -> io::Result<()> {
+    if owner.is_root() || owner == rustix::process::geteuid() {
+        return Ok(());
+    }
+    Err(io::Error::other(format!("{what} belongs to uid {}: do this as that user", owner.as_raw())))
+}
+
+fn identity(folder: &OwnedFd, name: &Path) -> rustix::io::Result<(u64, u64)> {
+    let status = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    Ok((status.st_dev, status.st_ino))
+}
+
 /// The socket's folder, if it is a folder that no other user has made.
 fn open_folder(path: &Path) -> io::Result<(OwnedFd, PathBuf)> {
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
@@ -125,11 +143,10 @@ fn open_folder(path: &Path) -> io::Result<(OwnedFd, PathBuf)> {
     };
     let folder = rustix::fs::open(folder, OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
     let status = rustix::fs::fstat(&folder)?;
-    let own = rustix::process::geteuid();
-    if !own.is_root() && status.st_uid != own.as_raw() || FileType::from_raw_mode(status.st_mode) != FileType::Directory
-    {
-        return Err(io::Error::other("the folder of the servers belongs to another user"));
+    if FileType::from_raw_mode(status.st_mode) != FileType::Directory {
+        return Err(io::ErrorKind::NotADirectory.into());
     }
+    check_owner("the folder of the servers", Uid::from_raw(status.st_uid))?;
     Ok((folder, name.into()))
 }
 
@@ -172,5 +189,47 @@ mod tests {
         let _meeting = Meeting::at(&path).unwrap();
         assert!(visit(&path).unwrap().is_some());
         assert_eq!(names(folder.path()).unwrap(), ["a"]);
+    }
+
+    #[test]
+    fn a_socket_that_took_the_place_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.sock");
+        let first = Meeting::at(&path).unwrap();
+        std::fs::rename(&path, folder.path().join("away")).unwrap();
+        let second = Meeting::at(&path).unwrap();
+        drop(first);
+        assert!(visit(&path).unwrap().is_some());
+        drop(second);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_another_user_has_made_is_refused_by_root_too() {
+        if !rustix::process::geteuid().is_root() {
+            println!("SKIPPED: what_another_user_has_made_is_refused_by_root_too: needs root");
+            return;
+        }
+        const SOMEBODY: u32 = 60001;
+        let refusal = |path: &Path| visit(path).unwrap_err().to_string();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.sock");
+        let meeting = Meeting::at(&path).unwrap();
+        std::os::unix::fs::chown(folder.path(), Some(SOMEBODY), None).unwrap();
+        let why = "the folder of the servers belongs to uid 60001: do this as that user";
+        assert_eq!(refusal(&path), why);
+        assert_eq!(Meeting::at(&path).unwrap_err().to_string(), why);
+
+        std::os::unix::fs::chown(folder.path(), Some(0), None).unwrap();
+        std::thread::scope(|scope| {
+            // Of a listener counts who has called listen(2); each thread has an identity of its own.
+            let listen = || {
+                let somebody = Uid::from_raw(SOMEBODY);
+                rustix::thread::set_thread_res_uid(somebody, somebody, somebody).unwrap();
+                rustix::net::listen(&meeting.listener, 4).unwrap();
+            };
+            scope.spawn(listen).join().unwrap();
+        });
+        assert_eq!(refusal(&path), "the server that listens there belongs to uid 60001: do this as that user");
     }
 }

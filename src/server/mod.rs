@@ -5,6 +5,7 @@ pub mod meeting;
 pub mod orders;
 mod served;
 mod slices;
+mod tree;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use crate::ledger::{Ledger, coarse_now};
 use crate::vfs::passthrough::{Access, PassThrough, strip_set_id_on_write};
 use meeting::Meeting;
 use orders::{Hello, Line, LineError, Order, PastSwitch, Report, Unavailable};
+use tree::Tree;
 
 pub use served::{Consequence, OnSessionEnd, ServeError, Served, SessionEnded, SwitchError};
 
@@ -57,7 +59,7 @@ pub fn switch_limit(deadlines: &Deadlines) -> Duration {
 /// mount point is `/dev/fd/N`. The process must have no other thread yet: the server sets its umask, signal mask, limits
 /// and PATH.
 pub fn run(line: Line, ledger: Ledger, device: Option<OwnedFd>, set_log_level: Box<dyn Fn(&str)>) -> u8 {
-    let mut daemon = Daemon { line: Some(line), meeting: None, set_log_level };
+    let mut daemon = Daemon { line: Some(line), meeting: None, is_dispensable: false, set_log_level };
     match serve(&mut daemon, ledger, device) {
         Ok(()) => 0,
         Err(error) => {
@@ -74,6 +76,8 @@ struct Daemon {
     line: Option<Line>,
     /// Where the next one comes to.
     meeting: Option<Meeting>,
+    /// Whether the mount is to outlive it.
+    is_dispensable: bool,
     /// What it may change of this process's log.
     set_log_level: Box<dyn Fn(&str)>,
 }
@@ -109,6 +113,7 @@ fn serve(daemon: &mut Daemon, ledger: Ledger, device: Option<OwnedFd>) -> anyhow
         Order::Stop => return Ok(()),
         other => anyhow::bail!("{other:?} before the order to serve"),
     };
+    daemon.is_dispensable = meeting.is_some();
     // Before anything is mounted: two servers of one mount must never be.
     if let Some(path) = meeting {
         let meeting = Meeting::at(&path);
@@ -192,6 +197,7 @@ struct Control {
     ledger: Ledger,
     wake: Arc<EventFd>,
     ended: Receiver<SessionEnded>,
+    tree: Tree,
 }
 
 impl Control {
@@ -233,7 +239,8 @@ impl Control {
         let is_missing = unavailable.iter().any(|one| one.backend == wanted);
         // With `auto`, the first that works here.
         let stable = if mount.backend == BackendChoice::Auto && is_missing { served.active() } else { wanted };
-        let control = Self { mount, stable, served, unavailable, last_switch: None, ledger, wake, ended };
+        let tree = Tree::default();
+        let control = Self { mount, stable, served, unavailable, last_switch: None, ledger, wake, ended, tree };
         Ok((control, prepared))
     }
 
@@ -257,6 +264,9 @@ impl Control {
             self.ledger.beat(coarse_now());
             if let Some(end) = self.take_turns() {
                 return Ok(end);
+            }
+            if self.tree.has_lost(self.served.connection()) {
+                self.serve_last_users(daemon);
             }
             let timeout = self.served.turn_due().map_or(HEARTBEAT, |due| HEARTBEAT.min(due - Instant::now().min(due)));
             let mut ready = vec![
@@ -295,6 +305,17 @@ impl Control {
             self.served.take_turn();
         }
         self.served.nobody_serves().map(|why| End::NobodyServes(why.into()))
+    }
+
+    /// Somebody else has unmounted lazily. The next daemon is to mount anew, and does not need this server.
+    fn serve_last_users(&self, daemon: &mut Daemon) {
+        // Its daemon says more.
+        tracing::info!(
+            mountpoint = %self.mount.place().display(),
+            "somebody else has unmounted it; programs that still use it are served until they let go"
+        );
+        daemon.meeting = None;
+        daemon.hear(&Report::Detached);
     }
 
     /// Somebody has come to the meeting: the next daemon, if there is none.
@@ -348,6 +369,11 @@ impl Control {
             Ok(order) => order,
             Err(LineError::Closed) if daemon.meeting.is_some() => {
                 tracing::warn!("the daemon has gone; serving on until the next one comes");
+                daemon.line = None;
+                return Ok(None);
+            }
+            Err(LineError::Closed) if daemon.is_dispensable && self.tree.is_lost() => {
+                tracing::info!("the daemon has gone; the last programs are served on");
                 daemon.line = None;
                 return Ok(None);
             }
@@ -418,9 +444,13 @@ impl Control {
     /// Ends the mount. A thread does it, because `umount2(2)` waits for dirty pages, and so for a backend.
     fn finish(self, daemon: &Daemon, end: End) -> anyhow::Result<()> {
         let is_gone = matches!(end, End::ConnectionGone);
-        let is_aborted = is_gone && self.served.connection().is_mounted();
+        // What is out of the tree is not looked for there: its numbers may be another's already.
+        let is_lost = self.tree.is_lost();
+        let is_aborted = is_gone && !is_lost && self.served.connection().is_mounted();
         let unmounted = if is_gone && !is_aborted {
             Unmounted::Cleanly
+        } else if is_lost {
+            Unmounted::Lazily
         } else {
             let (done, is_done) = mpsc::channel();
             let (served, limit) = (self.served, stop_limit(&self.mount.deadlines));

@@ -102,6 +102,9 @@ pub enum Report {
     },
     /// Sent without an order: a session ended by itself and the other backend has taken over.
     FailedOver(Switched),
+    /// Sent without an order: somebody else has taken the mount out of the tree (`umount -l`), and programs still use it. The
+    /// server serves these until they let go, no longer listens for a next daemon, and then says [`Report::Stopped`].
+    Detached,
     /// The mount is gone and the server ends. Sent without an order when somebody else has unmounted.
     Stopped {
         /// Whether the mount was busy and had to be detached lazily.

@@ -2,6 +2,9 @@
 //!
 //! Orders come on its standard input, one a line; each is answered by one line of JSON on its standard output.
 
+// Each test program compiles this module for itself and uses its own part of it.
+#![allow(dead_code)]
+
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
