@@ -1,6 +1,6 @@
-//! What the ports cost: throughput of a mount of ours against the bare crate.
+//! What the ports cost: throughput of a mount of ours against the bare crate, or against another build of ours.
 //!
-//!     cargo bench --bench overhead -- [--pairs N] [--seconds S] [--only TEXT] [--json]
+//!     cargo bench --bench overhead -- [--pairs N] [--seconds S] [--only TEXT] [--against PROGRAM] [--json]
 //!
 //! Short runs alternate between the two, so that whatever else the machine does meets both. Each pair of runs has mounts of
 //! its own: how client and server take turns on a processor settles by chance when they meet, and then lasts. A row says
@@ -35,6 +35,9 @@ struct Arguments {
     /// Only rows whose name contains this
     #[arg(long, default_value = "")]
     only: String,
+    /// Compare with this build of lighthouse-fs instead of with the bare crate
+    #[arg(long)]
+    against: Option<std::path::PathBuf>,
     /// Say it as JSON
     #[arg(long)]
     json: bool,
@@ -94,17 +97,22 @@ fn measure(name: String, arguments: &Arguments, backend: Backend, run: impl Fn(&
     let length = Duration::from_secs_f64(arguments.seconds);
     let limit = Duration::from_secs(60) + length * 4;
     let pair = |number: usize| {
-        let reference = Bare::start(backend, limit, &[]);
-        let ours = Mount::builder(backend, ROOT_DIRECT).without_prober().limit(limit).start();
-        for served in [&reference as &dyn Served, &ours] {
+        let mount =
+            |program| Mount::builder(backend, ROOT_DIRECT).without_prober().limit(limit).program(program).start();
+        let reference: Box<dyn Served> = match &arguments.against {
+            None => Box::new(Bare::start(backend, limit, &[])),
+            against => Box::new(mount(against.as_deref())),
+        };
+        let ours = mount(None);
+        for served in [&*reference, &ours] {
             bare::fill(&served.sandbox().source());
         }
         let pair = if number.is_multiple_of(2) {
-            let bare = run(&reference, length);
+            let bare = run(&*reference, length);
             (bare, run(&ours, length))
         } else {
             let ours = run(&ours, length);
-            (run(&reference, length), ours)
+            (run(&*reference, length), ours)
         };
         ours.stop();
         pair

@@ -32,6 +32,7 @@ pub struct Builder {
     way: Way,
     limit: Duration,
     source: Option<PathBuf>,
+    program: Option<PathBuf>,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     is_helper_named: bool,
@@ -67,6 +68,12 @@ impl Builder {
         self
     }
 
+    /// Runs another build of the program.
+    pub fn program(mut self, program: Option<&Path>) -> Self {
+        self.program = program.map(Into::into);
+        self
+    }
+
     /// Lets the program choose the helper.
     pub fn any_helper(mut self) -> Self {
         self.is_helper_named = false;
@@ -87,7 +94,10 @@ impl Builder {
 
     /// Starts the daemon and waits until its mount answers.
     pub fn start(self) -> Mount {
-        let sandbox = Sandbox::new(self.way.user, self.limit);
+        let mut sandbox = Sandbox::new(self.way.user, self.limit);
+        if let Some(program) = &self.program {
+            sandbox.set_program(program);
+        }
         let command = self.command(&sandbox);
         Mount::spawn(sandbox, command, self)
     }
@@ -153,6 +163,7 @@ impl Mount {
             way,
             limit: TEST_LIMIT,
             source: None,
+            program: None,
             arguments: Vec::new(),
             environment: Vec::new(),
             is_helper_named: true,

@@ -44,6 +44,11 @@ impl Sandbox {
         sandbox
     }
 
+    /// Runs another build of the program.
+    pub fn set_program(&mut self, program: &Path) {
+        self.program = program.into();
+    }
+
     /// The whole folder.
     pub fn path(&self) -> &Path {
         &self.folder
