@@ -20,7 +20,7 @@ use serde::Deserialize;
 use super::dead_mount;
 use crate::config::Deadlines;
 use crate::ledger::{Ledger, LedgerError};
-use crate::server::orders::{Hello, Line, Report, VERSION};
+use crate::server::orders::{Hello, Line, LineError, Report, VERSION};
 use crate::server::{self, meeting};
 
 /// For a server to unmount when it is told by a signal and has not said what its deadline for a busy mount is.
@@ -109,7 +109,11 @@ pub fn adopt(meeting: &Path, limit: Duration) -> Result<Option<(Server, Box<Hell
     let silent = |error: &dyn std::fmt::Display| AdoptError::Silent(error.to_string());
     let Some((line, pid)) = meeting::visit(meeting).map_err(|error| silent(&error))? else { return Ok(None) };
     // As plain JSON first: a server of another version says hello in another form.
-    let (said, shared) = line.receive_with::<serde_json::Value>(limit).map_err(|error| silent(&error))?;
+    let (said, shared) = match line.receive_with::<serde_json::Value>(limit) {
+        // It was dying when we came: killed, and on a busy machine that takes its time.
+        Err(LineError::Closed) if wait_until_gone(pid).map_err(|error| silent(&error))? => return Ok(None),
+        received => received.map_err(|error| silent(&error))?,
+    };
     let version = said.get("version").and_then(serde_json::Value::as_u64).and_then(|version| version.try_into().ok());
     if let Some(found) = version.filter(|found| *found != VERSION) {
         return Err(AdoptError::Version { pid: pid.as_raw_nonzero().get(), found });
@@ -122,6 +126,20 @@ pub fn adopt(meeting: &Path, limit: Duration) -> Result<Option<(Server, Box<Hell
         (Report::Failed { message }, _) => Err(AdoptError::Silent(message)),
         (other, _) => Err(AdoptError::Silent(format!("it says {other:?}"))),
     }
+}
+
+/// Whether a process is gone, or goes soon.
+fn wait_until_gone(pid: Pid) -> io::Result<bool> {
+    match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(process) => Ok(has_ended(&process, DEATH)?),
+        Err(rustix::io::Errno::SRCH) => Ok(true),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn has_ended(process: &OwnedFd, limit: Duration) -> nix::Result<bool> {
+    let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+    Ok(poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], timeout)? > 0)
 }
 
 /// Tells a server that was adopted, and keeps these deadlines, to unmount, and waits until it has ended; kills it if it does
@@ -199,8 +217,7 @@ fn end_process(pid: Pid, limit: Duration) -> io::Result<bool> {
             Err(rustix::io::Errno::SRCH) => return Ok(true),
             sent => sent?,
         }
-        let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
-        if poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], timeout)? > 0 {
+        if has_ended(&process, limit)? {
             return Ok(signal == Signal::TERM);
         }
     }
