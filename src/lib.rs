@@ -43,6 +43,7 @@
 //! | [`cli`] | one file per subcommand |
 //! | [`daemon`] | the control process: starts and watches servers, asks through mounts, life cycle |
 //! | [`api`] | control over a Unix socket |
+//! | [`rollout`] | which backend serves: plan, steps, pins, what outlives a restart |
 //! | [`server`] | the serving process of one mount: orders, switch, failover |
 //! | [`backend`] | how FUSE is spoken: an adapter for each crate, `fuse2` (crate fuser), `fuse3` (crate fuse3) |
 //! | [`connection`] | the kernel's side: mounting, FUSE_INIT, ports (the trait; attach, drain, park) |
@@ -62,5 +63,6 @@ pub mod config;
 pub mod connection;
 pub mod daemon;
 pub mod ledger;
+pub mod rollout;
 pub mod server;
 pub mod vfs;

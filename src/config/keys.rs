@@ -285,7 +285,7 @@ pub(super) static MOUNT: &[Key<Mount>] = &[
     Key {
         name: "rollout.steps",
         kind: Kind::Steps(|mount| &mut mount.rollout.steps),
-        about: "The way of the candidate: perhaps a shadow step first, in which it gets no client's request, then weights, percent of the operations, that rise to 100. Each step lasts `for` its bake time, 100ms to 30days. Without the key: shadow for 10m, then 10, 50, 75 and 90 for 30m each, and 100 for 1h.",
+        about: "The way of the candidate: perhaps a shadow step first, in which it gets no client's request (and this version compares nothing yet), then weights, percent of the operations, that rise to 100. Each step lasts `for` its bake time, 100ms to 30days. Without the key: shadow for 10m, then 10, 50, 75 and 90 for 30m each, and 100 for 1h.",
         variable: None,
         flag: None,
         effect: Effect::Live,

@@ -78,7 +78,7 @@ fn step(element: &Spanned<DeValue<'_>>, complain: &mut impl FnMut(usize, Wrong))
         match (name, value.get_ref()) {
             ("shadow", DeValue::Boolean(true)) => (trial, trials) = (Some(Trial::Shadow), trials + 1),
             ("shadow", _) => {
-                wrong(offset, "shadow can only be true".into(), "write shadow = true, or leave it out".into())
+                wrong(offset, "shadow can only be true".into(), "write shadow = true, or leave it out".into());
             }
             ("weight", DeValue::Integer(number)) => {
                 trials += 1;
@@ -105,7 +105,7 @@ fn step(element: &Spanned<DeValue<'_>>, complain: &mut impl FnMut(usize, Wrong))
                 ),
             },
             ("for", _) => {
-                wrong(offset, format!("for {}", wrong_type(value)), "write it in quotes, such as \"30m\"".into())
+                wrong(offset, format!("for {}", wrong_type(value)), "write it in quotes, such as \"30m\"".into());
             }
             (other, _) => wrong(offset, format!("unknown key {} in a step", quoted(other)), KEYS.into()),
         }
