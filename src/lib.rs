@@ -44,6 +44,7 @@
 //! | [`cli`] | one file per subcommand |
 //! | [`daemon`] | the control process: starts and watches servers, asks through mounts, life cycle |
 //! | [`api`] | control over a Unix socket |
+//! | [`rollout`] | which backend serves: plan, steps, pins, what outlives a restart |
 //! | [`metrics`] | every metric, in one table, read from the ledgers |
 //! | [`server`] | the serving process of one mount: orders, switch, failover |
 //! | [`backend`] | how FUSE is spoken: an adapter for each crate, `fuse2` (crate fuser), `fuse3` (crate fuse3) |
@@ -65,5 +66,6 @@ pub mod connection;
 pub mod daemon;
 pub mod ledger;
 pub mod metrics;
+pub mod rollout;
 pub mod server;
 pub mod vfs;

@@ -92,7 +92,7 @@ fn every_mistake_is_told_at_once() {
 api = 1
 [daemon]
 sokcet = "/x"
-state_dir = "/y"
+state_dir = ""
 log_level = ""
 [[mount]]
 source = "/srv/a"
@@ -118,7 +118,7 @@ bacend = "x"
     let expected = r#"FILE:1: apis: unknown key; remove it; `lighthouse-fs config example` shows the keys there are
 FILE:2: api: this key is not supported by this version; remove it
 FILE:4: daemon.sokcet: unknown key; did you mean socket?
-FILE:5: daemon.state_dir: this key is not supported by this version; remove it
+FILE:5: daemon.state_dir: "" is empty; write the whole path, from / on
 FILE:6: daemon.log_level: "" is no log level; use error, warn, info, debug, trace, off, or a filter such as `info,lighthouse_fs::daemon=debug`
 FILE:10: mount.max_write: unknown key; max_write belongs in [mount.io]
 FILE:11: mount.backend: unknown backend "fuse4"; use auto, fuse2 or fuse3
@@ -214,6 +214,130 @@ fn mounts_that_meet_are_refused(
     assert_eq!(mistakes.lines().count(), 1, "{mistakes}");
 }
 
+/// The mount with its stable backend takes lines 1 to 4.
+#[cfg(all(feature = "fuse2", feature = "fuse3"))]
+#[rstest]
+#[case::stable(
+    "candidate = 'fuse3'",
+    "FILE:5: mount.rollout.candidate: fuse3 is the stable backend too (FILE:4); set backend = \"fuse2\", or remove [mount.rollout]"
+)]
+#[case::auto("candidate = 'auto'", "FILE:5: mount.rollout.candidate: unknown backend \"auto\"; use fuse2 or fuse3")]
+#[case::no_candidate(
+    "steps = [{ weight = 100, for = '1h' }]",
+    "FILE:5: mount.rollout.steps: there is no candidate; add candidate to [mount.rollout], or remove steps"
+)]
+#[case::fleet_alone(
+    "fleet = { weight = 10 }",
+    "FILE:5: mount.rollout.fleet.weight: there is no candidate; add candidate to [mount.rollout], or remove fleet"
+)]
+#[case::both(
+    "candidate = 'fuse2'\nfleet = { weight = 10 }\nsteps = [{ weight = 100, for = '1h' }]",
+    "FILE:7: mount.rollout.steps: the share of machines (fleet) takes the place of steps; remove one of them"
+)]
+#[case::fleet_weight(
+    "candidate = 'fuse2'\nfleet = { weight = 101 }",
+    "FILE:6: mount.rollout.fleet.weight: \"101\" is out of range; use 0 to 100"
+)]
+#[case::fleet_plain(
+    "candidate = 'fuse2'\nfleet = 10",
+    "FILE:6: mount.rollout.fleet: is no table; write [mount.rollout.fleet] above its keys"
+)]
+#[case::later(
+    "candidate = 'fuse2'\nshadow_sample = 0.05",
+    "FILE:6: mount.rollout.shadow_sample: this key is not supported by this version; remove it"
+)]
+#[case::slip("kandidate = 'fuse2'", "FILE:5: mount.rollout.kandidate: unknown key; did you mean candidate?")]
+fn a_rollout_that_cannot_be_is_refused(#[case] rollout: &str, #[case] expected: &str) {
+    let mistakes = mistakes(format!("{GOOD}backend = \"fuse3\"\nrollout.{}", rollout.replace('\n', "\nrollout.")));
+    assert!(mistakes.starts_with(expected), "{mistakes}");
+    assert_eq!(mistakes.lines().count(), 1, "{mistakes}");
+}
+
+/// Each step on a line of its own, the first one on line 6.
+#[cfg(all(feature = "fuse2", feature = "fuse3"))]
+#[rstest]
+#[case::falls(
+    "{ weight = 50, for = '1m' },\n{ weight = 10, for = '1m' },",
+    "FILE:7: mount.rollout.steps: weight 10 comes after 50; let weights rise"
+)]
+#[case::shadow_later(
+    "{ weight = 10, for = '1m' },\n{ shadow = true, for = '1m' },",
+    "FILE:7: mount.rollout.steps: shadow comes after another step; let it be the first one"
+)]
+#[case::shadow_twice(
+    "{ shadow = true, for = '1m' },\n{ shadow = true, for = '1m' },",
+    "FILE:7: mount.rollout.steps: shadow comes after another"
+)]
+#[case::zero("{ weight = 0, for = '1m' },", "FILE:6: mount.rollout.steps: weight 0 is out of range; use 1 to 100")]
+#[case::much("{ weight = 101, for = '1m' },", "FILE:6: mount.rollout.steps: weight 101 is out of range; use 1 to 100")]
+#[case::text(
+    "{ weight = '10', for = '1m' },",
+    "FILE:6: mount.rollout.steps: weight has the wrong type: string; write a whole number"
+)]
+#[case::no_shadow(
+    "{ shadow = false, for = '1m' },",
+    "FILE:6: mount.rollout.steps: shadow can only be true; write shadow = true"
+)]
+#[case::both(
+    "{ shadow = true, weight = 10, for = '1m' },",
+    "FILE:6: mount.rollout.steps: a step has both weight and shadow; a step has either"
+)]
+#[case::nothing(
+    "{ for = '1m' },",
+    "FILE:6: mount.rollout.steps: a step has neither weight nor shadow; a step has either"
+)]
+#[case::no_time(
+    "{ weight = 10 },",
+    "FILE:6: mount.rollout.steps: a step does not say how long it lasts; add for = \"30m\""
+)]
+#[case::no_unit(
+    "{ weight = 10, for = '30' },",
+    "FILE:6: mount.rollout.steps: \"30\" is no time; use a number with a unit"
+)]
+#[case::at_once(
+    "{ weight = 10, for = '0s' },",
+    "FILE:6: mount.rollout.steps: for = \"0s\" is out of range; use 100ms to 30days"
+)]
+#[case::number(
+    "{ weight = 10, for = 30 },",
+    "FILE:6: mount.rollout.steps: for has the wrong type: integer; write it in quotes"
+)]
+#[case::unknown(
+    "{ weigth = 10, for = '1m' },",
+    "FILE:6: mount.rollout.steps: unknown key \"weigth\" in a step; a step has either"
+)]
+#[case::no_table("10,", "FILE:6: mount.rollout.steps: a step is no table; write { weight = 10, for = \"30m\" }")]
+fn a_wrong_step_is_told_with_its_line(#[case] steps: &str, #[case] expected: &str) {
+    let rollout =
+        format!("rollout.candidate = \"fuse3\"\nrollout.steps = [\n{steps}\n{{ weight = 100, for = \"1h\" }}]\n");
+    let mistakes = mistakes(format!("{GOOD}{rollout}"));
+    assert!(mistakes.starts_with(expected), "{mistakes}");
+    assert_eq!(mistakes.lines().count(), 1, "{mistakes}");
+}
+
+#[cfg(all(feature = "fuse2", feature = "fuse3"))]
+#[rstest]
+#[case::early_end(
+    "[{ weight = 10, for = '1m' }]",
+    "FILE:5: mount.rollout.steps: the last step is 10 %; end with { weight = 100"
+)]
+#[case::empty("[]", "FILE:5: mount.rollout.steps: there are 0 steps; write 1 to 50 of them")]
+#[case::no_list("'slow'", "FILE:5: mount.rollout.steps: has the wrong type: string; write steps, such as [{ shadow")]
+fn steps_lead_to_the_whole(#[case] steps: &str, #[case] expected: &str) {
+    let mistakes = mistakes(format!("{GOOD}rollout.candidate = \"fuse3\"\nrollout.steps = {steps}\n"));
+    assert!(mistakes.starts_with(expected), "{mistakes}");
+    assert_eq!(mistakes.lines().count(), 1, "{mistakes}");
+}
+
+#[cfg(not(all(feature = "fuse2", feature = "fuse3")))]
+#[test]
+fn a_build_with_one_backend_has_no_rollout() {
+    for candidate in ["fuse2", "fuse3"] {
+        let mistakes = mistakes(format!("{GOOD}rollout.candidate = \"{candidate}\"\n"));
+        assert!(mistakes.starts_with("FILE:4: mount.rollout.candidate: this build has no fuse"), "{mistakes}");
+    }
+}
+
 #[test]
 fn names_that_only_begin_alike_do_not_meet() {
     let (_folder, file) = write("[[mount]]\nsource = \"/mnt/a.d\"\nmountpoint = \"/mnt/a\"\n");
@@ -225,6 +349,11 @@ fn what_the_daemon_leans_on_lies_outside() {
     let socket = mistakes(format!("[daemon]\nsocket = \"/mnt/a/control.sock\"\n{GOOD}"));
     let expected = "FILE:2: daemon.socket: the control socket /mnt/a/control.sock lies in the mount point /mnt/a; move it: the daemon must not depend on what it serves\n";
     assert_eq!(socket, expected);
+    let state = mistakes(format!("[daemon]\nstate_dir = \"/mnt/a/state\"\n{GOOD}"));
+    assert!(
+        state.starts_with("FILE:2: daemon.state_dir: the state directory /mnt/a/state lies in the mount"),
+        "{state}"
+    );
 
     let (folder, file) = write("");
     std::fs::write(&file, format!("[[mount]]\nsource = \"/srv\"\nmountpoint = {:?}\n", folder.path())).unwrap();

@@ -3,9 +3,9 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use super::Mount;
 use super::load::{Draft, Section};
 use super::problem::{Origin, Problem, Wrong};
+use super::{Mount, Rollout};
 
 /// A daemon has a process for each; and each is compared with each.
 const MOST_MOUNTS: usize = 256;
@@ -28,6 +28,9 @@ pub(super) fn check(draft: &mut Draft, file: Option<&Path>) {
         alone(mount, &mut problems);
         let socket = (&draft.daemon.value.socket, draft.daemon.origin_of("socket"));
         outside(mount, "daemon.socket", "the control socket", socket, &mut problems);
+        let state = (&draft.daemon.value.state_dir, draft.daemon.origin_of("state_dir"));
+        outside(mount, "daemon.state_dir", "the state directory", state, &mut problems);
+        rollout(mount, &mut problems);
         if let Some(path) = file {
             let path = std::path::absolute(path).unwrap_or_else(|_| path.into());
             let origin = Origin::File { file: path.clone(), line: None };
@@ -86,6 +89,47 @@ fn alone(mount: &Section<Mount>, problems: &mut Vec<Problem>) {
     if meet(&source, &place) {
         let message = format!("{} and the source {} lie in each other", place.display(), source.display());
         complain(mount, "mountpoint", Wrong::new(message, "choose a mount point elsewhere"), problems);
+    }
+}
+
+/// Whether the candidate is another backend than the stable one, and its way is clear.
+fn rollout(mount: &Section<Mount>, problems: &mut Vec<Problem>) {
+    let Rollout { candidate, steps, fleet } = &mount.value.rollout;
+    let mut complain = |key: &str, message: &str, remedy: &str| {
+        complain(mount, key, Wrong::new(message, remedy), problems);
+    };
+    match candidate {
+        Some(candidate) if *candidate == mount.value.stable() => complain(
+            "rollout.candidate",
+            &format!("{candidate} is the stable backend too ({})", mount.origin_of("backend")),
+            &format!("set backend = \"{}\", or remove [mount.rollout]", candidate.other()),
+        ),
+        Some(candidate) if !candidate.other().is_built_in() => complain(
+            "rollout.candidate",
+            &format!("this build has no {}, which is the stable backend then", candidate.other()),
+            "use a build with both backends, or remove [mount.rollout]",
+        ),
+        Some(_) => {}
+        // One that was wrong has been told of.
+        None if *mount.origin_of("rollout.candidate") != Origin::Default => {}
+        None if steps.is_some() => {
+            complain("rollout.steps", "there is no candidate", "add candidate to [mount.rollout], or remove steps");
+        }
+        None if fleet.is_some() => {
+            complain(
+                "rollout.fleet.weight",
+                "there is no candidate",
+                "add candidate to [mount.rollout], or remove fleet",
+            );
+        }
+        None => {}
+    }
+    if fleet.is_some() && *mount.origin_of("rollout.steps") != Origin::Default {
+        complain(
+            "rollout.steps",
+            "the share of machines (fleet) takes the place of steps",
+            "remove one of them: raise fleet = { weight = … } step by step, or let each machine go through steps",
+        );
     }
 }
 

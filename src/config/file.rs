@@ -11,8 +11,8 @@ use toml::de::{DeTable, DeValue};
 use super::keys::{DAEMON, Key, LATER, MOUNT, names};
 use super::load::{Draft, Section};
 use super::problem::{Origin, Problem, Wrong};
-use super::value::Toml;
-use super::{Daemon, Mount};
+use super::value::{Kind, Toml};
+use super::{Daemon, Mount, steps};
 
 /// More than anybody writes; a log or a device that was named by mistake is not read to its end.
 const LARGEST: u64 = 1 << 20;
@@ -172,6 +172,10 @@ impl Reader<'_> {
     fn value<T>(&mut self, full: &str, entry: Entry<'_, '_>, key: &'static Key<T>, section: &mut Section<T>) {
         let offset = entry.0.span().start;
         section.heard(key.name, self.origin(offset));
+        if let Kind::Steps(at) = &key.kind {
+            *at(&mut section.value) = steps::read(entry.1, |offset, wrong| self.complain(offset, Some(full), wrong));
+            return;
+        }
         let expected = key.kind.toml();
         let text = match (expected, entry.1.get_ref()) {
             (Toml::String, DeValue::String(text)) => text.to_string(),
@@ -181,6 +185,7 @@ impl Reader<'_> {
                 .map_or_else(|_| number.to_string(), |n| n.to_string()),
             (_, other) => {
                 let remedy = match expected {
+                    Toml::Array => format!("write {}", key.kind.expected()),
                     Toml::String => format!("write it in quotes: {}", key.kind.expected()),
                     Toml::Boolean => "write true or false, without quotes".into(),
                     Toml::Integer => format!("write a whole number, without quotes: {}", key.kind.expected()),
@@ -211,7 +216,9 @@ fn suggestion(full: &str) -> String {
     let (table, name) = full.rsplit_once('.').unwrap_or(("", full));
     let in_table = |known: &str| known.rsplit_once('.').is_some_and(|(of, _)| of == table);
     let last = |known: &str| known.rsplit_once('.').map_or(known, |(_, name)| name).to_owned();
-    let sections = ["daemon", "mount", "mount.io", "mount.cache", "mount.deadlines"].map(str::to_owned);
+    let sections =
+        ["daemon", "mount", "mount.io", "mount.cache", "mount.deadlines", "mount.rollout", "mount.rollout.fleet"]
+            .map(str::to_owned);
     let all: Vec<_> = names().chain(sections).collect();
     let as_written = |known: &String| if in_table(known) || !known.contains('.') { last(known) } else { known.clone() };
     // The right name at the wrong place; else the nearest one, of the same table if there are two.

@@ -62,6 +62,22 @@ pub(super) static DAEMON: &[Key<Daemon>] = &[
         effect: Effect::Restart,
     },
     Key {
+        name: "state_dir",
+        kind: Kind::Path(|daemon| &mut daemon.state_dir),
+        about: "Folder of what must survive the daemon: pins, and how far rollouts are. In a unit with StateDirectory= the default is $STATE_DIRECTORY, for an ordinary user $XDG_STATE_HOME/lighthouse-fs or ~/.local/state/lighthouse-fs.",
+        variable: None,
+        flag: None,
+        effect: Effect::Restart,
+    },
+    Key {
+        name: "machine_id",
+        kind: Kind::MachineId(|daemon| &mut daemon.machine_id),
+        about: "What tells this machine from others of a fleet, if /etc/machine-id does not: in containers, for instance, the name of the node.",
+        variable: Some("LIGHTHOUSE_MACHINE_ID"),
+        flag: None,
+        effect: Effect::Restart,
+    },
+    Key {
         name: "socket_group",
         kind: Kind::Group(|daemon| &mut daemon.socket_group),
         about: "Name of the group that may control the daemon, besides root and the daemon's own user.",
@@ -258,19 +274,42 @@ pub(super) static MOUNT: &[Key<Mount>] = &[
         flag: None,
         effect: Effect::Live,
     },
+    Key {
+        name: "rollout.candidate",
+        kind: Kind::Candidate(|mount| &mut mount.rollout.candidate),
+        about: "The backend that is tried beside the stable one. With backend = \"auto\" the stable one is then the other.",
+        variable: None,
+        flag: None,
+        effect: Effect::Live,
+    },
+    Key {
+        name: "rollout.steps",
+        kind: Kind::Steps(|mount| &mut mount.rollout.steps),
+        about: "The way of the candidate: perhaps a shadow step first, in which it gets no client's request (and this version compares nothing yet), then weights, percent of the operations, that rise to 100. Each step lasts `for` its bake time, 100ms to 30days. Without the key: shadow for 10m, then 10, 50, 75 and 90 for 30m each, and 100 for 1h.",
+        variable: None,
+        flag: None,
+        effect: Effect::Live,
+    },
+    Key {
+        name: "rollout.fleet.weight",
+        kind: Kind::Percent(|mount| &mut mount.rollout.fleet),
+        about: "Instead of steps: percent of the machines that are served by the candidate alone. A stable hash chooses them; raising it only ever adds machines.",
+        variable: None,
+        flag: None,
+        effect: Effect::Live,
+    },
 ];
 
 /// Keys and tables that later versions have: known, so that nobody is told to look for a slip of the pen.
 pub(super) const LATER: &[&str] = &[
     "api",
-    "daemon.state_dir",
     "mount.mounter_socket",
     "mount.passthrough",
     "mount.shadow_mountpoint",
     "mount.survive",
     "mount.drill",
     "mount.io.max_read",
-    "mount.rollout",
+    "mount.rollout.shadow_sample",
     "mount.guard",
 ];
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::keys::{DAEMON, Found, Key, MOUNT, find};
 use super::problem::{Errors, Origin, Problem, Wrong};
-use super::{Daemon, Mount, Settings, check, environment, file};
+use super::{Daemon, Mount, Rollout, Settings, check, environment, file};
 
 /// What the command line says.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -194,6 +194,11 @@ impl Draft {
             self.problems.sort_by(|one, other| one.origin.cmp(&other.origin));
             return Err(Errors(self.problems));
         }
+        for rollout in self.mounts.iter_mut().map(|mount| &mut mount.value.rollout) {
+            if rollout.candidate.is_some() && rollout.fleet.is_none() {
+                rollout.steps.get_or_insert_with(Rollout::default_steps);
+            }
+        }
         let mut values: Vec<_> = DAEMON.iter().map(|key| shown("daemon", None, key, &self.daemon)).collect();
         for mount in &self.mounts {
             values.extend(MOUNT.iter().map(|key| shown("mount", Some(&mount.value.name), key, mount)));
@@ -215,6 +220,7 @@ fn shown<T: Clone>(table: &str, mount: Option<&str>, key: &Key<T>, section: &Sec
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Backend;
     use proptest::prelude::*;
 
     const TWO: &str = "[[mount]]\nname = 'a'\nsource = '/srv/a'\nmountpoint = '/mnt/a'\nhelper = 'direct'\n\
@@ -355,6 +361,31 @@ mod tests {
     }
 
     #[test]
+    #[cfg(all(feature = "fuse2", feature = "fuse3"))]
+    fn a_candidate_has_steps() {
+        let rollout = |text: &str| loaded(&format!("{ONE}[mount.rollout]\ncandidate = 'fuse3'\n{text}"), &[], &[]);
+        let default = rollout("").unwrap();
+        let (mount, shown) = (&default.settings.mounts[0], shown(&default, Some("default"), "mount.rollout.steps"));
+        assert_eq!((mount.stable(), &mount.rollout.steps), (Backend::Fuse2, &Some(Rollout::default_steps())));
+        assert!(shown.starts_with("[{") && shown.ends_with("from default"), "{shown}");
+        // What is shown is what is read.
+        let steps =
+            "steps = [{ shadow = true, for = '1m 30s' }, { weight = 0x0a, for = '1h' }, { weight = 100, for = '1s' }]";
+        let own = rollout(steps).unwrap();
+        let again = crate::config::steps::toml(&crate::config::steps::show(
+            own.settings.mounts[0].rollout.steps.as_ref().unwrap(),
+        ));
+        let [again, own] = [rollout(&format!("steps = {again}")).unwrap(), own]
+            .map(|loaded| loaded.settings.mounts[0].rollout.clone());
+        assert_eq!(again, own);
+        let fleet = rollout("fleet = { weight = 0 }").unwrap().settings.mounts[0].rollout.clone();
+        assert_eq!((fleet.steps, fleet.fleet), (None, Some(0)));
+        // As tables of their own, too.
+        let tables = "[[mount.rollout.steps]]\nweight = 100\nfor = '1h'\n";
+        assert_eq!(rollout(tables).unwrap().settings.mounts[0].rollout.steps.as_ref().map(Vec::len), Some(1));
+    }
+
+    #[test]
     fn the_example_has_every_key_and_its_default() {
         let plain = loaded(&crate::config::example(), &[], &[]).unwrap().settings;
         let active: String = crate::config::example()
@@ -366,11 +397,19 @@ mod tests {
             .collect();
         let active = loaded(&active, &[], &[]).unwrap();
         let unsaid: Vec<_> = active.values.iter().filter(|shown| shown.origin == Origin::Default).collect();
-        assert_eq!(unsaid, Vec::<&Shown>::new());
+        // Those exclude others, or are not of this build; they are talked about.
+        let both = Backend::ALL.into_iter().all(Backend::is_built_in);
+        let unsaid: Vec<_> = unsaid.iter().map(|shown| shown.key.as_str()).collect();
+        let talked_about = ["mount.rollout.candidate", "mount.rollout.steps", "mount.rollout.fleet.weight"];
+        assert_eq!(unsaid, &talked_about[if both { 2 } else { 0 }..]);
         let mut settings = active.settings;
         // The example's own; there is no default.
         assert_eq!(settings.daemon.socket_group.take().as_deref(), Some("lighthouse"));
+        assert_eq!(settings.daemon.machine_id.take().as_deref(), Some("node-17"));
+        let rollout = std::mem::take(&mut settings.mounts[0].rollout);
+        assert_eq!(rollout.steps, both.then(Rollout::default_steps));
         settings.daemon.socket.clone_from(&plain.daemon.socket);
+        settings.daemon.state_dir.clone_from(&plain.daemon.state_dir);
         assert_eq!(settings, plain);
         assert_eq!(plain.mounts, [Mount::new("projects", "/srv/projects", "/mnt/projects")]);
     }
@@ -401,6 +440,8 @@ mod tests {
             "[mount.io]",
             "[mount.cache]",
             "[mount.deadlines]",
+            "[mount.rollout]",
+            "[[mount.rollout.steps]]",
             "[mount]",
             "[mount",
             "mount = [1]",

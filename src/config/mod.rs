@@ -8,10 +8,14 @@ mod file;
 mod keys;
 mod load;
 mod problem;
+mod rollout;
+mod steps;
 mod text;
 mod value;
 
+use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -22,6 +26,7 @@ pub use changes::{Change, Changes, changes};
 pub use keys::Effect;
 pub use load::{Flags, Loaded, Shown, Sources, check_flag, load};
 pub use problem::{Errors, Origin, Problem, Wrong};
+pub use rollout::{Rollout, Step, Trial};
 pub use text::{example, reference};
 
 /// One FUSE stack.
@@ -295,6 +300,10 @@ impl FromStr for LogFormat {
 pub struct Daemon {
     /// Where it listens; absolute.
     pub socket: PathBuf,
+    /// Where it keeps what must survive it: pins, and how far rollouts are; absolute.
+    pub state_dir: PathBuf,
+    /// What tells this machine from others of a fleet; without it /etc/machine-id does.
+    pub machine_id: Option<String>,
     /// Name of the group that may control it besides root and its own user.
     pub socket_group: Option<String>,
     /// `error`, `warn`, `info`, `debug`, `trace`, or a filter of crate tracing-subscriber.
@@ -358,14 +367,52 @@ pub struct Mount {
     pub cache: Cache,
     /// How long to wait for what.
     pub deadlines: Deadlines,
+    /// Which other backend is tried, and how. Servers of an earlier version do not know of it.
+    #[serde(default)]
+    pub rollout: Rollout,
 }
 
 impl Daemon {
     /// A daemon with defaults that listens there.
     #[must_use]
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into(), socket_group: None, log_level: "info".into(), log_format: LogFormat::default() }
+        Self {
+            socket: socket.into(),
+            state_dir: default_state_dir(),
+            machine_id: None,
+            socket_group: None,
+            log_level: "info".into(),
+            log_format: LogFormat::default(),
+        }
     }
+}
+
+/// Where this user's daemon keeps its state unless told otherwise.
+#[must_use]
+pub fn default_state_dir() -> PathBuf {
+    let uid = rustix::process::geteuid();
+    let home = || nix::unistd::User::from_uid(uid.as_raw().into()).ok().flatten().map(|user| user.dir);
+    state_dir(uid.is_root(), &|name| std::env::var_os(name), home)
+}
+
+/// As systemd.exec(5) and the XDG base directories say. The home of the user's entry counts where `HOME` is not set.
+fn state_dir(
+    is_root: bool,
+    variable: &dyn Fn(&str) -> Option<OsString>,
+    home: impl FnOnce() -> Option<PathBuf>,
+) -> PathBuf {
+    let folder = |name: &str| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    // Of several folders of a unit, with colons between them, the first.
+    let of_unit = variable("STATE_DIRECTORY").and_then(|folders| {
+        let first = folders.as_bytes().split(|byte| *byte == b':').next()?;
+        Some(PathBuf::from(OsStr::from_bytes(first))).filter(|path| path.is_absolute())
+    });
+    if let Some(folder) = of_unit {
+        return folder;
+    }
+    let of_user = || folder("XDG_STATE_HOME").or_else(|| Some(folder("HOME").or_else(home)?.join(".local/state")));
+    let above = if is_root { None } else { of_user() };
+    above.unwrap_or_else(|| "/var/lib".into()).join("lighthouse-fs")
 }
 
 impl Mount {
@@ -388,13 +435,23 @@ impl Mount {
             io: Io::default(),
             cache: Cache::default(),
             deadlines: Deadlines::default(),
+            rollout: Rollout::default(),
+        }
+    }
+
+    /// The stable backend. What is tried cannot be what is leant on: beside a candidate, `auto` is the other one.
+    #[must_use]
+    pub fn stable(&self) -> Backend {
+        match (self.backend, self.rollout.candidate) {
+            (BackendChoice::Auto, Some(candidate)) => candidate.other(),
+            (choice, _) => choice.resolve(),
         }
     }
 
     /// Backends in the order in which they are tried to serve: what works here is tried, not guessed.
     #[must_use]
     pub fn backends_to_try(&self) -> Vec<Backend> {
-        let first = self.backend.resolve();
+        let first = self.stable();
         let other = (self.fallback || self.backend == BackendChoice::Auto).then_some(first.other());
         std::iter::once(first).chain(other).filter(|backend| backend.is_built_in()).collect()
     }
@@ -418,6 +475,27 @@ mod tests {
     #[case("pyfuse3", Backend::Fuse3)]
     fn backends_have_old_names_too(#[case] name: &str, #[case] backend: Backend) {
         assert_eq!(name.parse(), Ok(backend));
+    }
+
+    #[rstest]
+    #[case::root(true, &[("XDG_STATE_HOME", "/x"), ("HOME", "/root")], "/var/lib/lighthouse-fs")]
+    #[case::unit(true, &[("STATE_DIRECTORY", "/var/lib/a:/var/lib/b")], "/var/lib/a")]
+    #[case::unit_of_a_user(false, &[("STATE_DIRECTORY", "/s"), ("HOME", "/home/u")], "/s")]
+    #[case::xdg(false, &[("XDG_STATE_HOME", "/x"), ("HOME", "/home/u")], "/x/lighthouse-fs")]
+    #[case::relative_is_ignored(false, &[("STATE_DIRECTORY", "s"), ("XDG_STATE_HOME", "x"), ("HOME", "/home/u")], "/home/u/.local/state/lighthouse-fs")]
+    #[case::without_home(false, &[], "/home/of/entry/.local/state/lighthouse-fs")]
+    fn state_has_its_place(#[case] is_root: bool, #[case] environment: &[(&str, &str)], #[case] expected: &str) {
+        let variable = |name: &str| environment.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
+        assert_eq!(state_dir(is_root, &variable, || Some("/home/of/entry".into())), Path::new(expected));
+    }
+
+    #[test]
+    fn beside_a_candidate_auto_is_the_other_one() {
+        let mut mount = Mount::new("a", "/srv/a", "/mnt/a");
+        for candidate in Backend::ALL {
+            mount.rollout.candidate = Some(candidate);
+            assert_eq!(mount.stable(), candidate.other());
+        }
     }
 
     #[test]

@@ -6,10 +6,11 @@ use serde_json::Value;
 
 use super::keys::{DAEMON, Key, LATER, MOUNT};
 use super::value::Kind;
-use super::{Daemon, Mount, environment};
+use super::{Backend, Daemon, Mount, Rollout, environment, steps};
 
 /// The service's; an ordinary user's is another, as the key's description says.
 const SOCKET: &str = "/run/lighthouse-fs/control.sock";
+const STATE: &str = "/var/lib/lighthouse-fs";
 /// Columns of a line of the example.
 const WIDTH: usize = 100;
 
@@ -17,15 +18,16 @@ const WIDTH: usize = 100;
 /// key uncommented.
 #[must_use]
 pub fn example() -> String {
-    let daemon = Daemon { socket_group: Some("lighthouse".into()), ..Daemon::new(SOCKET) };
-    let mount = Mount::new("projects", "/srv/projects", "/mnt/projects");
+    let daemon = Daemon { socket_group: Some("lighthouse".into()), machine_id: Some("node-17".into()), ..service() };
+    let mut mount = Mount::new("projects", "/srv/projects", "/mnt/projects");
+    mount.rollout = Rollout { candidate: Some(Backend::Fuse3), steps: Some(Rollout::default_steps()), fleet: Some(10) };
     let mut text = String::from(
         "# Configuration of Lighthouse FS. Keys that begin with `#` show their default, or an example\n\
          # where there is none. `lighthouse-fs check-config FILE` checks a file like this one, and\n\
          # docs/reference/configuration.md says more.\n\
          \n[daemon]\n",
     );
-    example_of(&mut text, "daemon", DAEMON, &Daemon::new(SOCKET), &daemon);
+    example_of(&mut text, "daemon", DAEMON, &service(), &daemon);
     text += "\n# One such table, with those below it, for each mount.\n[[mount]]\n";
     example_of(&mut text, "mount", MOUNT, &unset(), &mount);
     text
@@ -41,7 +43,7 @@ fn example_of<T: Clone>(text: &mut String, table: &str, keys: &[Key<T>], default
         }
         let (default, sample) = (key.kind.show(default), key.kind.show(sample));
         wrapped(text, key.about);
-        if !matches!(key.kind, Kind::Path(_) | Kind::Group(_) | Kind::Flag(_)) {
+        if !matches!(key.kind, Kind::Path(_) | Kind::Group(_) | Kind::Flag(_) | Kind::Steps(_)) {
             wrapped(text, &format!("May be: {}.", key.kind.expected()));
         }
         if default.is_null() {
@@ -50,9 +52,33 @@ fn example_of<T: Clone>(text: &mut String, table: &str, keys: &[Key<T>], default
             wrapped(text, &format!("Default: {default}."));
         }
         // What each mount says for itself is said; the rest may be left out.
-        let mark = if default == sample || default.is_null() { "#" } else { "" };
-        *text += &format!("{mark}{name} = {sample}\n");
+        let mark = match key.name {
+            name if cannot_stand_beside_the_rest(name) => "# ",
+            _ if default == sample || default.is_null() => "#",
+            _ => "",
+        };
+        // A list has a line for each element, without an indent: behind the mark that would make it a remark.
+        let lines = match &sample {
+            Value::Array(elements) => {
+                let elements = elements.iter().map(|element| format!("{},", steps::toml(element)));
+                std::iter::once(format!("{name} = [")).chain(elements).chain(["]".into()]).collect()
+            }
+            plain => vec![format!("{name} = {}", steps::toml(plain))],
+        };
+        for line in lines {
+            *text += &format!("{mark}{line}\n");
+        }
     }
+}
+
+/// What would be wrong in an example that has every key, and so is only talked about.
+fn cannot_stand_beside_the_rest(name: &str) -> bool {
+    let has_both = Backend::ALL.into_iter().all(Backend::is_built_in);
+    name == "rollout.fleet.weight" || (name.starts_with("rollout.") && !has_both)
+}
+
+fn service() -> Daemon {
+    Daemon { state_dir: STATE.into(), ..Daemon::new(SOCKET) }
 }
 
 /// Adds a comment.
@@ -76,9 +102,8 @@ fn wrapped(text: &mut String, comment: &str) {
 pub fn reference() -> String {
     let mut text = String::from(include_str!("reference.md"));
     text += "\n## `[daemon]`\n\n";
-    reference_of(&mut text, DAEMON, &Daemon::new(SOCKET));
-    text +=
-        "\n## `[[mount]]`\n\nOne for each mount. `io`, `cache` and `deadlines` are tables below it: `[mount.io]`.\n\n";
+    reference_of(&mut text, DAEMON, &service());
+    text += "\n## `[[mount]]`\n\nOne for each mount. `io`, `cache`, `deadlines` and `rollout` are tables below it: `[mount.io]`.\n\n";
     reference_of(&mut text, MOUNT, &unset());
     text += "\n## Environment\n\n| variable | sets |\n|---|---|\n";
     for (table, name, variable) in variables() {

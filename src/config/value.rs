@@ -11,7 +11,7 @@ use serde_json::Value;
 use tracing_subscriber::EnvFilter;
 
 use super::problem::{Wrong, quoted};
-use super::{Backend, BackendChoice, Helper, LogFormat, check_mount_name};
+use super::{Backend, BackendChoice, Helper, LogFormat, Step, check_mount_name, steps};
 
 const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 
@@ -44,6 +44,14 @@ pub(super) enum Kind<T> {
     Count(At<T, usize>, RangeInclusive<usize>),
     /// A time.
     Duration(At<T, Duration>, RangeInclusive<Duration>),
+    /// A backend that is tried.
+    Candidate(At<T, Option<Backend>>),
+    /// Steps of a rollout. Only the file has room for them.
+    Steps(At<T, Option<Vec<Step>>>),
+    /// A share, or none.
+    Percent(At<T, Option<u8>>),
+    /// What tells a machine from others.
+    MachineId(At<T, Option<String>>),
 }
 
 /// What TOML calls it.
@@ -52,6 +60,7 @@ pub(super) enum Toml {
     String,
     Boolean,
     Integer,
+    Array,
 }
 
 impl<T> Kind<T> {
@@ -59,7 +68,8 @@ impl<T> Kind<T> {
     pub fn toml(&self) -> Toml {
         match self {
             Self::Flag(_) => Toml::Boolean,
-            Self::Count(..) => Toml::Integer,
+            Self::Count(..) | Self::Percent(_) => Toml::Integer,
+            Self::Steps(_) => Toml::Array,
             _ => Toml::String,
         }
     }
@@ -81,6 +91,10 @@ impl<T> Kind<T> {
             Self::Pages(_, range) => format!("{} to {}, whole pages", size(*range.start()), size(*range.end())),
             Self::Count(_, range) => format!("{} to {}", range.start(), range.end()),
             Self::Duration(_, range) => format!("{} to {}", duration(*range.start()), duration(*range.end())),
+            Self::Candidate(_) => "fuse2 or fuse3".into(),
+            Self::Steps(_) => steps::EXPECTED.into(),
+            Self::Percent(_) => "0 to 100".into(),
+            Self::MachineId(_) => "up to 256 characters of text".into(),
         }
     }
 
@@ -138,6 +152,23 @@ impl<T> Kind<T> {
                 })?;
                 *at(target) = self.within(given, range, text)?;
             }
+            Self::Candidate(at) => {
+                let backend = named(text)?;
+                built_in(BackendChoice::Only(backend))?;
+                *at(target) = Some(backend);
+            }
+            Self::Steps(_) => return Err(Wrong::new("steps do not fit here", "write them in the configuration file")),
+            Self::Percent(at) => {
+                let percent = text.parse().map_err(|_| self.refuse(text, "is out of range"))?;
+                *at(target) = Some(self.within(percent, &(0..=100), text)?);
+            }
+            Self::MachineId(at) => {
+                let text = text.trim();
+                if text.is_empty() || text.len() > 256 || text.contains(char::is_control) {
+                    return Err(self.refuse(text, "tells no machine from others"));
+                }
+                *at(target) = Some(text.to_owned());
+            }
         }
         Ok(())
     }
@@ -178,6 +209,10 @@ impl<T: Clone> Kind<T> {
             Self::Size(at, _) | Self::Pages(at, _) => size(*at(target)).into(),
             Self::Count(at, _) => (*at(target)).into(),
             Self::Duration(at, _) => duration(*at(target)).into(),
+            Self::Candidate(at) => at(target).map(Backend::name).into(),
+            Self::Steps(at) => at(target).as_deref().map(steps::show).into(),
+            Self::Percent(at) => (*at(target)).into(),
+            Self::MachineId(at) => at(target).clone().into(),
         }
     }
 }

@@ -1,0 +1,228 @@
+//! Which backend serves a mount: the plan of a rollout, its state and how that changes, what was asked for by hand, pins,
+//! and what of it outlives a restart.
+//!
+//! [`Rollout`] is all of it for one mount. Whoever starts and watches the mount's server tells it what happens
+//! ([`Event`]), and does what the answer says ([`Handled`]): orders the server, tells of it. It decides; it touches
+//! nothing but its file in the state directory, and never orders anything itself. What an operator's request meets is
+//! decided by one table, [`cell`].
+//!
+//! ```no_run
+//! use lighthouse_fs::config::{Daemon, Mount};
+//! use lighthouse_fs::rollout::{Event, MachineId, Moment, Request, Rollout, Store, Terms};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let (daemon, mount) = (Daemon::new("/run/control.sock"), Mount::new("projects", "/srv/projects", "/mnt/projects"));
+//! let machine = MachineId::of(&daemon);
+//! let store = Store::new(&daemon.state_dir, &mount.name);
+//! let mut rollout = Rollout::open(store, Terms::of(&mount, None, &machine));
+//! // A server has started: what serves by default is known now, and it gets its first order.
+//! let stable = mount.stable();
+//! rollout.reload(Terms::of(&mount, Some(stable), &machine), Moment::now())?;
+//! let first = rollout.handle(&Event::ServerStarted { serving: stable }, Moment::now())?.serve;
+//! // About once a second, and whenever something happens.
+//! let handled = rollout.handle(&Event::Tick, Moment::now())?;
+//! let answer = rollout.handle(&Event::Asked(Request::Start), Moment::now());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The shape of it, with orders that are levels and not steps, is what survives a crash at any moment: a state is kept
+//! before it is acted upon, and whoever comes after orders what is wanted once more.
+
+mod fleet;
+mod meets;
+mod plan;
+mod state;
+mod store;
+#[cfg(test)]
+mod tests;
+
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+
+pub use fleet::{MachineId, MachineIdError};
+pub use meets::{Action, Cell, Refused, Situation, cell};
+pub use plan::{Plan, Terms, Way};
+pub use state::{Because, Event, Keep, Moment, Note, Phase, Pin, Progress, Request, Serving, State, Transition};
+pub use store::{LoadError, SaveError, Store};
+
+/// What to do after an event, in this order.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Handled {
+    /// Order the server this, even if it may be so already; while there is none, drop it: it comes again when there is.
+    pub serve: Option<Serving>,
+    /// Tell this, to log and event stream.
+    pub notes: Vec<Note>,
+}
+
+/// Why an event came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum HandleError {
+    /// A request meets something. Nothing has changed.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// The state could not be kept, and without that it is not dared: all is as before. A tick tries again.
+    #[error(transparent)]
+    NotKept(#[from] SaveError),
+}
+
+/// A mount's rollout. Its methods wait for the disk: run them where blocking is allowed.
+#[derive(Debug)]
+pub struct Rollout {
+    state: State,
+    terms: Terms,
+    store: Store,
+    /// Why the last state is not on disk.
+    not_kept: Option<String>,
+}
+
+impl Rollout {
+    /// As it was kept. The first order comes with [`Event::ServerStarted`] or [`Event::ServerAdopted`]; until then
+    /// [`Rollout::wanted`] says with which backend a server is to begin.
+    #[must_use]
+    pub fn open(store: Store, terms: Terms) -> Self {
+        let state = restored(&store);
+        Self { state, terms, store, not_kept: None }
+    }
+
+    /// What follows from an event.
+    ///
+    /// # Errors
+    /// A request that is refused, and a step up that could not be kept; nothing has changed then.
+    pub fn handle(&mut self, event: &Event, now: Moment) -> Result<Handled, HandleError> {
+        let Transition { state, keep, serve, notes } = self.state.apply(event, &self.terms, now)?;
+        // What a full disk did not take is tried until it does.
+        let again = self.not_kept.is_some() && *event == Event::Tick;
+        if keep.is_some() || again {
+            match self.store.save(state.phase()) {
+                Ok(()) => self.not_kept = None,
+                Err(error) => {
+                    self.not_kept = Some(error.to_string());
+                    if keep == Some(Keep::Must) {
+                        self.state = self.state.counted(now);
+                        return Err(error.into());
+                    }
+                }
+            }
+        }
+        self.state = state;
+        Ok(Handled { serve, notes })
+    }
+
+    /// Goes by other terms from now on, after a reload of the configuration or when the mount is made anew. What could not
+    /// be read before is tried again.
+    ///
+    /// # Errors
+    /// When the new terms let the candidate have more, and that cannot be kept. They are tried again with each reload.
+    pub fn reload(&mut self, terms: Terms, now: Moment) -> Result<Handled, HandleError> {
+        let was = self.state.wanted(&self.terms);
+        let mut reread = false;
+        if matches!(self.state.phase(), Phase::Unreadable { .. }) {
+            self.state = self.state.reread(restored(&self.store));
+            reread = true;
+        }
+        self.terms = terms;
+        let mut handled = self.handle(&Event::Reloaded, now)?;
+        if reread || self.state.wanted(&self.terms) != was {
+            handled.serve = Some(self.state.wanted(&self.terms));
+        }
+        Ok(handled)
+    }
+
+    /// Where it has got to.
+    #[must_use]
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// By what it goes.
+    #[must_use]
+    pub fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
+    /// What is to serve.
+    #[must_use]
+    pub fn wanted(&self) -> Serving {
+        self.state.wanted(&self.terms)
+    }
+
+    /// Why the mount is degraded, if it is: what cannot be read or kept, what serves instead of something else, a pin.
+    #[must_use]
+    pub fn reasons(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if let Phase::Unreadable { why } = self.state.phase() {
+            reasons.push(format!("{} serves alone: {why}", self.terms.stable));
+        }
+        if let Some(pin) = self.state.pin() {
+            reasons.push(format!("it is pinned to {} ({})", self.terms.stable, pin.reason));
+        }
+        reasons.extend(self.state.fallback().map(|why| format!("another backend serves than should: {why}")));
+        reasons.extend(self.not_kept.as_ref().map(|why| format!("a restart would forget where its rollout is: {why}")));
+        reasons.extend(self.terms.plan().and_then(Plan::trouble).map(ToString::to_string));
+        reasons
+    }
+
+    /// What status says of it; `None` without a candidate and a past.
+    #[must_use]
+    pub fn status(&self) -> Option<Status> {
+        let state = match self.state.phase() {
+            Phase::Idle { .. } => self.terms.plan().map(|_| "idle")?,
+            Phase::Running(progress) if progress.paused.is_some() => "paused",
+            Phase::Running(_) => "running",
+            Phase::Committed { .. } => "committed",
+            Phase::Aborted { .. } => "aborted",
+            Phase::RolledBack(_) => "rolled_back",
+            Phase::Unreadable { .. } => "unreadable",
+        };
+        let progress = if let Phase::Running(progress) = self.state.phase() { Some(progress) } else { None };
+        let step = progress.filter(|progress| !progress.fleet);
+        let reason = match self.state.phase() {
+            Phase::Aborted { reason, .. } => Some(reason.clone()),
+            Phase::RolledBack(pin) => Some(pin.reason.clone()),
+            Phase::Unreadable { why } => Some(why.clone()),
+            Phase::Running(progress) => progress.paused.clone(),
+            Phase::Idle { .. } | Phase::Committed { .. } => None,
+        };
+        Some(Status {
+            state,
+            step: step.map(|progress| progress.step + 1),
+            steps: self.terms.steps().len(),
+            weight: self.state.weight(&self.terms),
+            entered: progress.map(|progress| progress.entered),
+            elapsed: step.map(|progress| progress.elapsed),
+            bake: step.and_then(|progress| Some(self.terms.steps().get(progress.step)?.bake)),
+            reason,
+        })
+    }
+}
+
+fn restored(store: &Store) -> State {
+    let phase = store.load().unwrap_or_else(|error| Some(Phase::Unreadable { why: error.to_string() }));
+    State::restored(phase.unwrap_or(Phase::Idle { by_hand: None }))
+}
+
+/// A rollout, as `status` says it in JSON.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Status {
+    /// `idle`, `running`, `paused`, `committed`, `aborted`, `rolled_back`, `unreadable`.
+    pub state: &'static str,
+    /// The step that is under way, from 1.
+    pub step: Option<usize>,
+    /// How many there are; 0 for a fleet's share.
+    pub steps: usize,
+    /// The candidate's share of operations, in percent.
+    pub weight: u8,
+    /// When the step began, or the machine came into the fleet's share.
+    #[serde(with = "humantime_serde")]
+    pub entered: Option<SystemTime>,
+    /// How much of the bake time has been counted.
+    #[serde(with = "humantime_serde")]
+    pub elapsed: Option<Duration>,
+    /// How much it needs.
+    #[serde(rename = "for", with = "humantime_serde")]
+    pub bake: Option<Duration>,
+    /// Why it is paused, aborted, rolled back or unreadable.
+    pub reason: Option<String>,
+}

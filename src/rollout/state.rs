@@ -1,0 +1,857 @@
+//! The state of one mount's rollout, and how it changes: pure data and a function from event to state.
+//!
+//! Bake time is counted by the monotonic clock, while a server serves and somebody watches; what has been counted is kept,
+//! so that it survives restarts. The wall clock is for people to read, and decides nothing: a clock that jumps cannot
+//! make a rollout go on faster.
+
+use std::fmt;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::meets::{Action, Cell, Refused, Situation, cell};
+use super::plan::{Terms, Way};
+use crate::config::{Backend, Step, Trial};
+
+/// What one look at the clock can add: what nobody has watched for longer is no evidence.
+const MOST_AT_ONCE: Duration = Duration::from_secs(60);
+/// Counted bake time is kept at least so often.
+const KEPT_EVERY: Duration = Duration::from_secs(60);
+/// So many servers may die in one step while the candidate has a weight, before it is rolled back.
+const DEATHS: u32 = 2;
+/// Why, where a person has asked for it.
+const OPERATOR: &str = "operator";
+
+/// Both clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// For measuring.
+    pub monotonic: Instant,
+    /// For people.
+    pub wall: SystemTime,
+}
+
+impl Moment {
+    /// This moment.
+    #[must_use]
+    pub fn now() -> Self {
+        Self { monotonic: Instant::now(), wall: SystemTime::now() }
+    }
+}
+
+/// Where a mount's rollout has got to: what is kept on disk.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum Phase {
+    /// Nothing has begun.
+    Idle {
+        /// The backend that an operator has switched to, if it is not the stable one. It lasts as long as the daemon.
+        #[serde(skip)]
+        by_hand: Option<Backend>,
+    },
+    /// A step is under way, or this machine is in the fleet's share.
+    Running(Progress),
+    /// All steps are done: the candidate serves.
+    Committed {
+        /// Which.
+        candidate: Backend,
+    },
+    /// Ended before: stable serves.
+    Aborted {
+        /// What was tried.
+        candidate: Backend,
+        /// Why it is no longer.
+        reason: String,
+    },
+    /// Stable serves, and nothing else until an operator says so.
+    RolledBack(Pin),
+    /// What was kept cannot be read. Never kept itself.
+    #[serde(skip)]
+    Unreadable {
+        /// Why, and what to do.
+        why: String,
+    },
+}
+
+/// How far a rollout is.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Progress {
+    /// What is tried.
+    pub candidate: Backend,
+    /// Whether that is because of the fleet's share, and so without steps.
+    pub fleet: bool,
+    /// The step, from 0.
+    pub step: usize,
+    /// What the candidate does in it.
+    pub trial: Trial,
+    /// Bake time of the step that has been counted.
+    #[serde(with = "humantime_serde")]
+    pub elapsed: Duration,
+    /// When the step began; for people.
+    #[serde(with = "humantime_serde")]
+    pub entered: SystemTime,
+    /// Why it is paused, if it is.
+    pub paused: Option<String>,
+    /// Servers that have died in this step.
+    pub deaths: u32,
+}
+
+/// What holds a mount to its stable backend.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Pin {
+    /// Why.
+    pub reason: String,
+    /// Since when; for people.
+    #[serde(with = "humantime_serde")]
+    pub since: SystemTime,
+    /// What the decision rests on; null for an operator's.
+    pub figures: serde_json::Value,
+}
+
+/// What serves, or is to serve.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Serving {
+    /// One backend alone: a switch, with a drain.
+    Only(Backend),
+    /// Both, in slices.
+    Both {
+        /// The one that is tried.
+        candidate: Backend,
+        /// Its share of operations in percent, 1 to 99.
+        weight: u8,
+    },
+}
+
+/// What an operator asks for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Request {
+    /// That this backend serves.
+    Switch(Backend),
+    /// Stable alone, and pinned.
+    Rollback {
+        /// Why.
+        reason: Option<String>,
+    },
+    /// No pin any more.
+    Unpin,
+    /// The first step.
+    Start,
+    /// To hold the step.
+    Pause,
+    /// To let it go on.
+    Resume,
+    /// The next step at once.
+    Promote {
+        /// The step, from 1, that the operator has seen. Of two operators who promote at once, the second is refused then,
+        /// and no step is skipped.
+        from: Option<usize>,
+    },
+    /// Stable alone, and no rollout.
+    Abort,
+}
+
+impl Request {
+    /// Its column in the table.
+    #[must_use]
+    pub fn action(&self, stable: Backend) -> Action {
+        match self {
+            Self::Switch(to) if *to == stable => Action::SwitchToStable,
+            Self::Switch(_) => Action::SwitchToCandidate,
+            Self::Rollback { .. } => Action::Rollback,
+            Self::Unpin => Action::Unpin,
+            Self::Start => Action::Start,
+            Self::Pause => Action::Pause,
+            Self::Resume => Action::Resume,
+            Self::Promote { .. } => Action::Promote,
+            Self::Abort => Action::Abort,
+        }
+    }
+}
+
+/// Why a server that was adopted serves what it serves: the last that its earlier daemon or itself has done.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Because {
+    /// It began so, or a rollout ordered it.
+    Ordered,
+    /// An operator has switched.
+    Operator,
+    /// A session ended by itself, and nothing has been ordered since.
+    FailedOver(String),
+}
+
+/// What happens to a mount.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Event {
+    /// An operator asks for something. Nothing else is ever refused.
+    Asked(Request),
+    /// The rules of the guard are broken.
+    RollBack {
+        /// Which.
+        reason: String,
+        /// What the decision rests on.
+        figures: serde_json::Value,
+    },
+    /// Time passes: about once a second.
+    Tick,
+    /// The terms are others, or may be: after a reload.
+    Reloaded,
+    /// A new server serves.
+    ServerStarted {
+        /// With this backend.
+        serving: Backend,
+    },
+    /// A server that an earlier daemon has left serves on.
+    ServerAdopted {
+        /// With this backend, or with both.
+        serving: Backend,
+        /// Why with that one.
+        because: Because,
+    },
+    /// There is no server.
+    ServerEnded {
+        /// Whether it ended by itself, by a crash or a signal.
+        died: bool,
+    },
+    /// A session has ended by itself, and the server goes on with another backend.
+    FailedOver {
+        /// The one that serves.
+        to: Backend,
+        /// What was seen.
+        why: String,
+    },
+    /// What was ordered could not be done.
+    OrderFailed {
+        /// The backend that serves on.
+        serving: Backend,
+        /// What the server says.
+        why: String,
+    },
+}
+
+/// What has happened: for log and event stream.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Note {
+    /// There was nothing to do.
+    Already {
+        /// Why.
+        text: String,
+    },
+    /// A rollout begins, or this machine has come into the fleet's share.
+    Started {
+        /// What is tried.
+        candidate: Backend,
+    },
+    /// A step begins.
+    Step {
+        /// Its number, from 1.
+        step: usize,
+        /// What the candidate does in it.
+        weight: u8,
+        /// What the step before rests on.
+        reason: String,
+    },
+    /// A step is held.
+    Paused {
+        /// Why.
+        reason: String,
+    },
+    /// It goes on.
+    Resumed,
+    /// All steps are done.
+    Committed {
+        /// What serves from now on.
+        candidate: Backend,
+    },
+    /// A rollout is over.
+    Aborted {
+        /// Why.
+        reason: String,
+    },
+    /// Stable serves alone, and the mount is pinned.
+    RolledBack(Pin),
+    /// The pin is lifted.
+    Unpinned,
+    /// The plan is another one, and the rollout goes on.
+    PlanChanged {
+        /// The step, from 1.
+        step: usize,
+        /// Whether the bake time that was counted still counts.
+        keeps_time: bool,
+    },
+    /// This machine is not in the fleet's share any more, or the mount's candidate is the stable one by now.
+    Ended {
+        /// Why.
+        reason: String,
+    },
+    /// Another backend serves than should.
+    Fallback {
+        /// Which.
+        serving: Backend,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Already { text } => f.write_str(text),
+            Self::Started { candidate } => write!(f, "the rollout of {candidate} begins"),
+            Self::Step { step, weight: 0, reason } => {
+                write!(f, "step {step}: shadow, in which this version compares nothing yet ({reason})")
+            }
+            Self::Step { step, weight, reason } => write!(f, "step {step}: {weight} % ({reason})"),
+            Self::Paused { reason } => write!(f, "the rollout is paused: {reason}"),
+            Self::Resumed => f.write_str("the rollout goes on"),
+            Self::Committed { candidate } => write!(f, "the rollout is through: {candidate} is committed"),
+            Self::Aborted { reason } => write!(f, "the rollout is aborted: {reason}"),
+            Self::RolledBack(pin) => write!(f, "rolled back and pinned: {}", pin.reason),
+            Self::Unpinned => f.write_str("the pin is lifted"),
+            Self::PlanChanged { step, keeps_time: true } => {
+                write!(f, "the steps have changed: it goes on in step {step}")
+            }
+            Self::PlanChanged { step, .. } => write!(f, "the steps have changed: step {step} begins anew"),
+            Self::Ended { reason } => write!(f, "the rollout has ended: {reason}"),
+            Self::Fallback { serving, reason } => write!(f, "{serving} serves instead: {reason}"),
+        }
+    }
+}
+
+/// How much it matters that a state is kept before it is acted upon.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Keep {
+    /// Without it the transition does not take place: nothing is dared that a restart would forget.
+    Must,
+    /// It takes place all the same: the way back is never held up by a full disk.
+    Try,
+}
+
+/// What an event leads to. To be done in the order of the fields.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Transition {
+    /// The state from now on.
+    pub state: State,
+    /// Whether it is to be kept.
+    pub keep: Option<Keep>,
+    /// What the server is to be ordered, even if it may be so already.
+    pub serve: Option<Serving>,
+    /// What to tell.
+    pub notes: Vec<Note>,
+}
+
+/// See the module.
+#[derive(Clone, PartialEq, Debug)]
+pub struct State {
+    phase: Phase,
+    /// Until when bake time has been counted; `None` while no server serves.
+    watched: Option<Instant>,
+    /// What of it has been kept.
+    kept: Duration,
+    /// Why another backend serves than should.
+    fallback: Option<String>,
+}
+
+impl State {
+    /// As it was kept, before a server serves.
+    #[must_use]
+    pub fn restored(phase: Phase) -> Self {
+        let kept = if let Phase::Running(progress) = &phase { progress.elapsed } else { Duration::ZERO };
+        Self { phase, watched: None, kept, fallback: None }
+    }
+
+    /// What could be read by now, in the place of what could not; a server may serve meanwhile.
+    pub(super) fn reread(&self, restored: Self) -> Self {
+        Self { watched: self.watched, fallback: self.fallback.clone(), ..restored }
+    }
+
+    /// Where the rollout has got to.
+    #[must_use]
+    pub fn phase(&self) -> &Phase {
+        &self.phase
+    }
+
+    /// What holds the mount to its stable backend.
+    #[must_use]
+    pub fn pin(&self) -> Option<&Pin> {
+        if let Phase::RolledBack(pin) = &self.phase { Some(pin) } else { None }
+    }
+
+    /// Why another backend serves than should.
+    #[must_use]
+    pub fn fallback(&self) -> Option<&str> {
+        self.fallback.as_deref()
+    }
+
+    /// What is to serve.
+    #[must_use]
+    pub fn wanted(&self, terms: &Terms) -> Serving {
+        match &self.phase {
+            Phase::Idle { by_hand: Some(backend) } => Serving::Only(*backend),
+            Phase::Committed { candidate } => Serving::Only(*candidate),
+            Phase::Running(Progress { candidate, trial, .. }) => match trial.weight() {
+                0 => Serving::Only(terms.stable),
+                weight @ 1..=99 => Serving::Both { candidate: *candidate, weight },
+                _ => Serving::Only(*candidate),
+            },
+            Phase::Idle { by_hand: None } | Phase::Aborted { .. } | Phase::RolledBack(_) | Phase::Unreadable { .. } => {
+                Serving::Only(terms.stable)
+            }
+        }
+    }
+
+    /// Percent of the operations that another backend than the stable one is to have.
+    #[must_use]
+    pub fn weight(&self, terms: &Terms) -> u8 {
+        match self.wanted(terms) {
+            Serving::Only(backend) if backend == terms.stable => 0,
+            Serving::Only(_) => 100,
+            Serving::Both { weight, .. } => weight,
+        }
+    }
+
+    /// The row of the table.
+    #[must_use]
+    pub fn situation(&self, terms: &Terms) -> Situation {
+        match (&self.phase, terms.plan().map(|plan| &plan.way)) {
+            (Phase::Unreadable { .. }, _) => Situation::Unreadable,
+            (Phase::RolledBack(_), _) => Situation::Pinned,
+            (Phase::Committed { .. }, _) => Situation::Committed,
+            (Phase::Running(progress), _) if progress.fleet => Situation::FleetInside,
+            (Phase::Running(progress), _) if progress.paused.is_some() => Situation::Paused,
+            (Phase::Running(_), _) => Situation::Running,
+            (Phase::Idle { .. } | Phase::Aborted { .. }, None) => Situation::NoCandidate,
+            (Phase::Idle { .. } | Phase::Aborted { .. }, Some(Way::Fleet { .. })) => Situation::FleetOutside,
+            (Phase::Idle { .. } | Phase::Aborted { .. }, _) if self.fallback.is_some() => Situation::Fallback,
+            (Phase::Idle { .. }, _) => Situation::Idle,
+            (Phase::Aborted { .. }, _) => Situation::Aborted,
+        }
+    }
+
+    /// What follows from an event.
+    ///
+    /// # Errors
+    /// Why a request is not heeded; the state is as before.
+    pub fn apply(&self, event: &Event, terms: &Terms, now: Moment) -> Result<Transition, Refused> {
+        let mut change = Change { state: self.clone(), terms, now, notes: Vec::new(), order: false };
+        change.state.count(now);
+        match event {
+            Event::Asked(request) => change.asked(request)?,
+            Event::RollBack { reason, figures } => change.guarded(reason, figures),
+            Event::Tick => change.tick(),
+            Event::Reloaded => change.meet_terms(),
+            Event::ServerStarted { serving } => change.started(*serving),
+            Event::ServerAdopted { serving, because } => change.adopted(*serving, because),
+            Event::ServerEnded { died } => change.server_ended(*died),
+            Event::FailedOver { to, why } => change.failed_over(*to, why),
+            Event::OrderFailed { serving, why } => change.order_failed(*serving, why),
+        }
+        Ok(change.finish(self, event))
+    }
+
+    /// Adds the bake time since the last look.
+    fn count(&mut self, now: Moment) {
+        let Some(watched) = &mut self.watched else { return };
+        let passed = now.monotonic.saturating_duration_since(*watched).min(MOST_AT_ONCE);
+        *watched = now.monotonic.max(*watched);
+        if let Phase::Running(progress) = &mut self.phase
+            && progress.paused.is_none()
+        {
+            progress.elapsed = progress.elapsed.saturating_add(passed);
+        }
+    }
+
+    /// The same, but that only time has passed.
+    #[must_use]
+    pub fn counted(&self, now: Moment) -> Self {
+        let mut counted = self.clone();
+        counted.count(now);
+        counted
+    }
+}
+
+/// A state as it changes.
+struct Change<'a> {
+    state: State,
+    terms: &'a Terms,
+    now: Moment,
+    notes: Vec<Note>,
+    /// Whether the server is told what is wanted, though that may not have changed.
+    order: bool,
+}
+
+impl Change<'_> {
+    fn finish(self, before: &State, event: &Event) -> Transition {
+        let Self { mut state, terms, notes, order, .. } = self;
+        let essence = |state: &State| match &state.phase {
+            Phase::Idle { .. } => Phase::Idle { by_hand: None },
+            Phase::Running(progress) => Phase::Running(Progress { elapsed: Duration::ZERO, ..progress.clone() }),
+            other => other.clone(),
+        };
+        let elapsed = if let Phase::Running(progress) = &state.phase { progress.elapsed } else { Duration::ZERO };
+        let changed = essence(&state) != essence(before) || elapsed < state.kept;
+        let rises = state.weight(terms) > before.weight(terms);
+        let must = rises || matches!(event, Event::Asked(Request::Start | Request::Unpin));
+        let keep = match changed {
+            // What was switched to by hand is not kept.
+            true if must && !matches!(state.phase, Phase::Idle { by_hand: Some(_) }) => Some(Keep::Must),
+            true => Some(Keep::Try),
+            false => (elapsed.saturating_sub(state.kept) >= KEPT_EVERY).then_some(Keep::Try),
+        };
+        if keep.is_some() {
+            state.kept = elapsed;
+        }
+        let wanted = state.wanted(terms);
+        let serve = (order || wanted != before.wanted(terms)).then_some(wanted);
+        Transition { state, keep, serve, notes }
+    }
+
+    fn asked(&mut self, request: &Request) -> Result<(), Refused> {
+        let action = request.action(self.terms.stable);
+        match cell(self.state.situation(self.terms), action) {
+            Cell::Refuse { reason, remedy } => {
+                return Err(Refused { reason: self.filled(reason), remedy: self.filled(remedy) });
+            }
+            Cell::Already(text) => {
+                let text = self.filled(text);
+                self.notes.push(Note::Already { text });
+                return Ok(());
+            }
+            Cell::Do(_) => {}
+        }
+        match request {
+            Request::Switch(to) => self.switch(*to),
+            Request::Rollback { reason } => {
+                self.roll_back(reason.as_deref().unwrap_or(OPERATOR), &serde_json::Value::Null);
+            }
+            Request::Unpin => {
+                self.state.phase = Phase::Idle { by_hand: None };
+                self.notes.push(Note::Unpinned);
+                self.meet_terms();
+            }
+            Request::Start => {
+                self.state.phase = Phase::Idle { by_hand: None };
+                if let (Some(plan), Some(first)) = (self.terms.plan(), self.terms.steps().first()) {
+                    self.notes.push(Note::Started { candidate: plan.candidate });
+                    self.enter(plan.candidate, 0, *first, None, OPERATOR);
+                }
+                self.order = true;
+            }
+            Request::Pause => self.pause(OPERATOR),
+            Request::Resume => {
+                if let Phase::Running(progress) = &mut self.state.phase {
+                    progress.paused = None;
+                }
+                self.state.fallback = None;
+                self.order = true;
+                self.notes.push(Note::Resumed);
+            }
+            Request::Promote { from } => return self.promote(*from),
+            Request::Abort => self.abort(OPERATOR),
+        }
+        Ok(())
+    }
+
+    fn switch(&mut self, to: Backend) {
+        let by_hand = (to != self.terms.stable).then_some(to);
+        self.state.phase = match (&self.state.phase, by_hand) {
+            (Phase::RolledBack(_) | Phase::Unreadable { .. } | Phase::Aborted { .. }, None) => self.state.phase.clone(),
+            (Phase::Committed { candidate }, Some(to)) if *candidate == to => self.state.phase.clone(),
+            _ => Phase::Idle { by_hand },
+        };
+        self.state.fallback = None;
+        self.order = true;
+    }
+
+    fn promote(&mut self, from: Option<usize>) -> Result<(), Refused> {
+        let Phase::Running(progress) = &self.state.phase else { return Ok(()) };
+        match from {
+            Some(seen) if seen != progress.step + 1 => Err(Refused {
+                reason: self.filled("the rollout of MOUNT is at another step by now (STEP)"),
+                remedy: self.filled("look at `rollout status MOUNT`, and promote again if that is still meant"),
+            }),
+            _ => {
+                self.advance(OPERATOR);
+                Ok(())
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        let Phase::Running(progress) = &self.state.phase else { return };
+        if progress.fleet || progress.paused.is_some() || self.state.watched.is_none() {
+            return;
+        }
+        if let Some(step) = self.terms.steps().get(progress.step)
+            && progress.elapsed >= step.bake
+        {
+            let over = format!("its bake time of {} is over", humantime::format_duration(step.bake));
+            self.advance(&over);
+        }
+    }
+
+    /// To the next step, or through. A rollout that is paused stays so.
+    fn advance(&mut self, reason: &str) {
+        let Phase::Running(progress) = &self.state.phase else { return };
+        let (candidate, next, paused) = (progress.candidate, progress.step + 1, progress.paused.clone());
+        match self.terms.steps().get(next) {
+            Some(step) => self.enter(candidate, next, *step, paused, reason),
+            None => {
+                self.state.phase = Phase::Committed { candidate };
+                self.notes.push(Note::Committed { candidate });
+            }
+        }
+    }
+
+    fn enter(&mut self, candidate: Backend, step: usize, is: Step, paused: Option<String>, reason: &str) {
+        self.run(Progress { step, trial: is.trial, paused, ..self.beginning(candidate) });
+        self.notes.push(Note::Step { step: step + 1, weight: is.trial.weight(), reason: reason.into() });
+    }
+
+    fn run(&mut self, progress: Progress) {
+        self.state.kept = Duration::ZERO;
+        self.state.phase = Phase::Running(progress);
+    }
+
+    fn beginning(&self, candidate: Backend) -> Progress {
+        Progress {
+            candidate,
+            fleet: false,
+            step: 0,
+            trial: Trial::Shadow,
+            elapsed: Duration::ZERO,
+            entered: self.now.wall,
+            paused: None,
+            deaths: 0,
+        }
+    }
+
+    fn pause(&mut self, reason: &str) {
+        if let Phase::Running(progress) = &mut self.state.phase {
+            progress.paused = Some(reason.into());
+            self.notes.push(Note::Paused { reason: reason.into() });
+        }
+    }
+
+    fn abort(&mut self, reason: &str) {
+        if let Phase::Running(Progress { candidate, .. }) = self.state.phase {
+            self.state.phase = Phase::Aborted { candidate, reason: reason.into() };
+            self.order = true;
+            self.notes.push(Note::Aborted { reason: reason.into() });
+        }
+    }
+
+    fn roll_back(&mut self, reason: &str, figures: &serde_json::Value) {
+        let pin = Pin { reason: reason.into(), since: self.now.wall, figures: figures.clone() };
+        self.state.phase = Phase::RolledBack(pin.clone());
+        self.order = true;
+        self.notes.push(Note::RolledBack(pin));
+    }
+
+    /// The guard judges what is tried, and what has been.
+    fn guarded(&mut self, reason: &str, figures: &serde_json::Value) {
+        if matches!(self.state.phase, Phase::Running(_) | Phase::Committed { .. }) {
+            self.roll_back(reason, figures);
+        }
+    }
+
+    /// Without a candidate's time beginning anew, nothing goes up that the new plan does not say.
+    fn meet_terms(&mut self) {
+        let plan = self.terms.plan();
+        let inside = plan.is_some_and(|plan| matches!(plan.way, Way::Fleet { takes_part: Ok(true), .. }));
+        let fleet = plan.is_some_and(|plan| matches!(plan.way, Way::Fleet { .. }));
+        match self.state.phase.clone() {
+            Phase::RolledBack(_) | Phase::Unreadable { .. } => return,
+            Phase::Idle { .. } | Phase::Aborted { .. } => {}
+            Phase::Running(progress) => match plan {
+                Some(plan) if plan.candidate != progress.candidate => {
+                    self.abort("the configuration has another candidate");
+                }
+                None => self.abort("the configuration has its candidate no more"),
+                Some(_) if progress.fleet && inside => return,
+                Some(_) if progress.fleet => self.end("this machine is not in the fleet's share any more"),
+                Some(_) if fleet => self.end("the fleet's share takes the place of steps"),
+                Some(_) => return self.find_place(progress),
+            },
+            Phase::Committed { candidate } => match plan {
+                _ if candidate == self.terms.stable => self.end("what was committed is the stable backend now"),
+                // It counts when the mount is made anew; until then what was committed goes on.
+                _ if candidate == self.terms.configured => return,
+                Some(plan) if plan.candidate == candidate && !fleet => return,
+                Some(_) if fleet => self.end("the fleet's share takes the place of what was committed"),
+                _ => self.end("the configuration has what was committed no more"),
+            },
+        }
+        if let Some(plan) = plan.filter(|_| inside) {
+            self.run(Progress { fleet: true, trial: Trial::Weight(100), ..self.beginning(plan.candidate) });
+            self.notes.push(Note::Started { candidate: plan.candidate });
+        }
+    }
+
+    fn end(&mut self, reason: &str) {
+        self.state.phase = Phase::Idle { by_hand: None };
+        self.notes.push(Note::Ended { reason: reason.into() });
+    }
+
+    /// In other steps: where the candidate does what it does now, else the nearest below, from its beginning.
+    fn find_place(&mut self, progress: Progress) {
+        let steps = self.terms.steps();
+        let is_same = |step: &&Step| step.trial == progress.trial;
+        if steps.get(progress.step).as_ref().is_some_and(is_same) {
+            return;
+        }
+        if let Some(step) = steps.iter().position(|step| is_same(&step)) {
+            self.state.phase = Phase::Running(Progress { step, ..progress });
+            self.notes.push(Note::PlanChanged { step: step + 1, keeps_time: true });
+            return;
+        }
+        let below = steps.iter().rev().find(|step| step.trial < progress.trial).map(|step| step.trial);
+        match below.and_then(|trial| steps.iter().position(|step| step.trial == trial)) {
+            Some(step) => {
+                self.notes.push(Note::PlanChanged { step: step + 1, keeps_time: false });
+                let paused = progress.paused;
+                self.run(Progress { step, trial: steps[step].trial, paused, ..self.beginning(progress.candidate) });
+            }
+            None => self.abort(&format!("no step of the new plan begins at {} or below", progress.trial)),
+        }
+    }
+
+    fn started(&mut self, serving: Backend) {
+        self.state.watched = Some(self.now.monotonic);
+        self.state.fallback = None;
+        self.meet_terms();
+        let wanted = self.state.wanted(self.terms);
+        if serving != self.terms.stable && wanted != Serving::Only(serving) {
+            // The server begins with the stable one if that works; to ask again would end as that did.
+            let why = format!("{} did not start", self.terms.stable);
+            self.pause(&why);
+            self.fall_back(serving, &why);
+            self.order = false;
+        } else {
+            self.order = wanted != Serving::Only(serving);
+        }
+    }
+
+    fn adopted(&mut self, serving: Backend, because: &Because) {
+        self.state.watched = Some(self.now.monotonic);
+        self.meet_terms();
+        match because {
+            Because::FailedOver(why) => self.failed_over(serving, why),
+            Because::Operator if matches!(self.state.phase, Phase::Idle { .. }) => {
+                let by_hand = (serving != self.terms.stable).then_some(serving);
+                self.state.phase = Phase::Idle { by_hand };
+                self.order = true;
+            }
+            // A daemon that was killed may have kept what it had not ordered yet.
+            Because::Operator | Because::Ordered => self.order = true,
+        }
+    }
+
+    fn server_ended(&mut self, died: bool) {
+        self.state.watched = None;
+        let Phase::Running(progress) = &mut self.state.phase else { return };
+        if !died || progress.trial.weight() == 0 {
+            return;
+        }
+        progress.deaths += 1;
+        progress.elapsed = Duration::ZERO;
+        if progress.deaths >= DEATHS {
+            let figures = serde_json::json!({"deaths": progress.deaths, "weight": progress.trial.weight()});
+            let reason = format!(
+                "{} servers died in one step while {} had {}",
+                progress.deaths, progress.candidate, progress.trial
+            );
+            self.roll_back(&reason, &figures);
+        }
+    }
+
+    fn failed_over(&mut self, to: Backend, why: &str) {
+        let stable = self.terms.stable;
+        match &self.state.phase {
+            Phase::Running(progress) if to == stable && progress.trial.weight() > 0 => {
+                let figures = serde_json::json!({"weight": progress.trial.weight()});
+                let reason = format!("the session of {} ended: {why}", progress.candidate);
+                self.roll_back(&reason, &figures);
+            }
+            Phase::Running(_) if to != stable && self.state.wanted(self.terms) != Serving::Only(to) => {
+                self.pause(&format!("the session of {stable} ended: {why}"));
+                self.fall_back(to, why);
+            }
+            Phase::Idle { by_hand: Some(backend) } if *backend != to => {
+                self.state.phase = Phase::Idle { by_hand: None };
+                self.fall_back(to, why);
+            }
+            _ => self.fall_back(to, why),
+        }
+    }
+
+    fn order_failed(&mut self, serving: Backend, why: &str) {
+        match &self.state.phase {
+            Phase::Running(progress) if serving == self.terms.stable && progress.trial.weight() > 0 => {
+                self.abort(&format!("{} cannot serve: {why}", progress.candidate));
+            }
+            Phase::Running(_) if self.state.wanted(self.terms) != Serving::Only(serving) => {
+                self.pause(why);
+                self.fall_back(serving, why);
+            }
+            Phase::Idle { by_hand: Some(backend) } if *backend != serving => {
+                self.state.phase = Phase::Idle { by_hand: None };
+                self.fall_back(serving, why);
+            }
+            _ => self.fall_back(serving, why),
+        }
+    }
+
+    /// Notes what serves, where it is not what should.
+    fn fall_back(&mut self, serving: Backend, why: &str) {
+        let is_wanted = match self.state.wanted(self.terms) {
+            Serving::Only(backend) => backend == serving,
+            Serving::Both { .. } => false,
+        };
+        self.state.fallback = (!is_wanted).then(|| why.to_owned());
+        if !is_wanted {
+            self.notes.push(Note::Fallback { serving, reason: why.into() });
+        }
+    }
+
+    /// A text of the table for this mount.
+    fn filled(&self, text: &str) -> String {
+        let terms = self.terms;
+        let (why, since) = match &self.state.phase {
+            Phase::RolledBack(pin) => (pin.reason.clone(), humantime::format_rfc3339_seconds(pin.since).to_string()),
+            Phase::Unreadable { why } => (why.clone(), String::new()),
+            _ => (self.state.fallback.clone().unwrap_or_default(), String::new()),
+        };
+        let step = match &self.state.phase {
+            Phase::Running(progress) => {
+                format!("step {} of {}: {}", progress.step + 1, terms.steps().len(), progress.trial)
+            }
+            _ => String::new(),
+        };
+        let candidate = match &self.state.phase {
+            Phase::Running(Progress { candidate, .. }) | Phase::Committed { candidate } => *candidate,
+            _ => terms.stable.other(),
+        };
+        let words = [
+            ("MOUNT", terms.mount.as_str()),
+            ("STABLE", terms.stable.name()),
+            ("CANDIDATE", candidate.name()),
+            ("STEP", &step),
+            ("SINCE", &since),
+            ("WHY", &why),
+        ];
+        // From left to right, so that nothing in what others have written is taken for a word of ours.
+        let (mut filled, mut rest) = (String::new(), text);
+        let next = |rest: &str| {
+            let found = words.iter().filter_map(|(word, value)| Some((rest.find(word)?, *word, *value)));
+            found.min_by_key(|(at, ..)| *at)
+        };
+        while let Some((at, word, value)) = next(rest) {
+            filled += &rest[..at];
+            filled += value;
+            rest = &rest[at + word.len()..];
+        }
+        filled + rest
+    }
+}
