@@ -78,6 +78,8 @@ fn assert_refused(command: Command, code: i32, why: &str) {
     let is_message = |line: &&str| line.starts_with("error: ") || line.starts_with("--");
     let message = errors.lines().find(is_message).unwrap_or_else(|| panic!("{errors}"));
     assert!(message.contains(why), "not {why:?}: {message}");
+    let said = message.trim_start_matches("error: ");
+    assert_eq!(errors.matches(said).count(), 1, "said more than once: {errors}");
     let explained = quoted().any(|quoted| is_like(message, quoted));
     assert!(explained, "docs/troubleshooting.md does not have it: {message}");
 }

@@ -148,7 +148,7 @@ fn serve_leaves_the_socket_of_another_daemon_alone() {
     let _other = UnixListener::bind(&socket).unwrap();
     let (code, _, errors) = serve(folder.path(), "src", "mnt");
     assert_eq!(code, 1);
-    assert!(errors.contains("a daemon is listening on") && errors.contains("--socket"), "{errors}");
+    assert!(errors.contains("a daemon is listening on") && errors.contains("another `socket`"), "{errors}");
     assert!(socket.exists());
 }
 

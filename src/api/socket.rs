@@ -31,11 +31,11 @@ const DEADLINE: Duration = Duration::from_secs(3);
 pub enum ListenError {
     /// Another daemon is there.
     #[error(
-        "a daemon is listening on {} already: stop it, or choose another place for this one with --socket", .0.display()
+        "a daemon is listening on {} already: stop it, or choose another `socket` for this one", .0.display()
     )]
     InUse(PathBuf),
     /// The folder cannot be trusted.
-    #[error("{} is not a folder of this user alone ({why}): remove it, or use --socket", path.display())]
+    #[error("{} is not a folder of this user alone ({why}): remove it, or choose another `socket`", path.display())]
     Untrusted {
         /// The folder.
         path: PathBuf,
@@ -43,7 +43,7 @@ pub enum ListenError {
         why: String,
     },
     /// The kernel refuses.
-    #[error("the control socket {} cannot be {action}: {source}; choose another place with --socket", path.display())]
+    #[error("the control socket {} cannot be {action}: {source}; choose another `socket`", path.display())]
     Failed {
         /// What was tried.
         action: &'static str,
