@@ -245,6 +245,28 @@ fn a_reload_adds_removes_and_changes() {
 }
 
 #[test]
+fn processes_show_what_they_are() {
+    unless_skipped(ROOT_DIRECT.possible(), || {
+        let service = Service::start(ROOT_DIRECT, |_| String::new());
+        let processes = support::processes_of(service.sandbox.path());
+        let lines: Vec<_> = processes.iter().filter_map(|process| Some(process.cmdline().ok()?.join(" "))).collect();
+        // Some may have ended meanwhile.
+        for name in processes.iter().filter_map(|process| process.stat().ok()).map(|stat| stat.comm) {
+            assert_eq!(name, "lighthouse-fs", "{lines:?}");
+        }
+        for name in GOOD {
+            let place = service.place(name);
+            assert!(lines.iter().any(|line| line.ends_with(&format!("server --mount {name}"))), "{lines:?}");
+            assert!(
+                lines.iter().any(|line| line.contains("probe") && line.ends_with(place.to_str().unwrap())),
+                "{lines:?}"
+            );
+        }
+        service.stop();
+    });
+}
+
+#[test]
 fn a_reload_compares_with_what_is_in_force() {
     unless_skipped(ROOT_DIRECT.possible(), || {
         let service = Service::start(ROOT_DIRECT, |_| String::new());

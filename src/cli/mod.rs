@@ -108,6 +108,8 @@ enum Command {
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
+    // Executed as /proc/self/exe it would be called "exe". Nothing but the name hangs on that.
+    let _ = rustix::thread::set_name(c"lighthouse-fs");
     if let Some(code) = mount8::main() {
         return code;
     }

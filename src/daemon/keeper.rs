@@ -218,7 +218,7 @@ impl Keeper {
             facts.mount = Arc::new(mount);
             facts.started_as = wanted;
         });
-        let server = process::start(device, &self.plan.server_arguments.read())
+        let server = process::start(&self.name(), device, &self.plan.server_arguments.read())
             .map_err(|error| End::Failed(error.to_string()))?;
         Ok((server, place, Beginning::Serve { meeting: self.plan.meeting.clone(), resume }))
     }
