@@ -48,6 +48,12 @@ impl Own {
         Self { what: "control socket", path: path.into(), remedy: "choose another `socket`" }
     }
 
+    /// The file that it reads again after SIGHUP.
+    #[must_use]
+    pub fn configuration(path: impl Into<PathBuf>) -> Self {
+        Self { what: "configuration file", path: path.into(), remedy: "keep it elsewhere" }
+    }
+
     /// What this process was started with: the file behind its standard error, and its temporary folder.
     #[must_use]
     pub fn of_this_process() -> Vec<Self> {
