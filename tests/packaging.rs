@@ -180,16 +180,26 @@ fn systemd_accepts_the_unit() {
     }
 }
 
-/// Through script(1), whose child has a terminal.
+/// Through script(1), whose child has a terminal: help, an error, the log, and tables.
 #[rstest]
-#[case("", true)]
-#[case("NO_COLOR=1", false)]
-fn help_has_colours_on_a_terminal_alone(#[case] environment: &str, #[case] expected: bool) {
-    let line = format!("env -u NO_COLOR TERM=xterm {environment} {PROGRAM} --help");
-    if let Some((done, answer)) = judge("script", &["--quiet", "--return", "--command", &line, "/dev/null"], b"") {
-        assert!(done, "{answer}");
-        assert_eq!(answer.contains('\x1b'), expected, "{answer:?}");
+fn colours_are_for_terminals_that_want_them(
+    #[values(("", true), ("NO_COLOR=1", false), ("NO_COLOR=", true), ("TERM=dumb", false), ("CLICOLOR=0", false))]
+    (environment, wanted): (&str, bool),
+    #[values(("--help", true), ("dance", true), ("config show --config FILE", true), ("backends", false))]
+    (arguments, has_colours): (&str, bool),
+) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("lighthouse-fs.toml");
+    fs::write(&file, "[[mount]]\nsource = \"/srv/a\"\nmountpoint = \"/mnt/a\"\n").unwrap();
+    let arguments = arguments.replace("FILE", file.to_str().unwrap());
+    // The port is warned of, in the log.
+    let line = format!(
+        "env -u NO_COLOR -u CLICOLOR -u CLICOLOR_FORCE TERM=xterm {environment} LIGHTHOUSE_PORT=1 {PROGRAM} {arguments}"
+    );
+    if let Some((_, answer)) = judge("script", &["--quiet", "--return", "--command", &line, "/dev/null"], b"") {
+        assert!(answer.len() > 100, "{answer}");
+        assert_eq!(answer.contains('\x1b'), wanted && has_colours, "{answer:?}");
     }
-    let (_, answer) = judge(PROGRAM, &["--help"], b"").unwrap();
-    assert!(!answer.contains('\x1b'), "{answer:?}");
+    let (_, answer) = judge("sh", &["-c", &line], b"").unwrap();
+    assert!(!answer.contains('\x1b'), "without a terminal: {answer:?}");
 }
