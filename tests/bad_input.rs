@@ -78,6 +78,8 @@ fn assert_refused(command: Command, code: i32, why: &str) {
     let is_message = |line: &&str| line.starts_with("error: ") || line.starts_with("--");
     let message = errors.lines().find(is_message).unwrap_or_else(|| panic!("{errors}"));
     assert!(message.contains(why), "not {why:?}: {message}");
+    let said = message.trim_start_matches("error: ");
+    assert_eq!(errors.matches(said).count(), 1, "said more than once: {errors}");
     let explained = quoted().any(|quoted| is_like(message, quoted));
     assert!(explained, "docs/troubleshooting.md does not have it: {message}");
 }
@@ -104,10 +106,10 @@ fn is_like(message: &str, quoted: &str) -> bool {
     })
 }
 
-#[test]
-fn the_document_quotes_what_the_program_says() {
+/// All source text below a folder of the repository.
+fn source_below(folder: &str) -> String {
     let mut source = String::new();
-    let mut folders = vec![PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src"))];
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
             if entry.is_dir() {
@@ -117,12 +119,39 @@ fn the_document_quotes_what_the_program_says() {
             }
         }
     }
+    source
+}
+
+#[test]
+fn the_document_quotes_what_the_program_says() {
+    let source = source_below("src");
     assert!(quoted().count() > 30, "headings with messages");
     for message in quoted() {
         // Reason and remedy may come from two places, and are joined by these.
         for part in message.split(['…', ';', ':']).map(str::trim) {
             assert!(source.contains(part), "nothing in src/ says {part:?} of {message:?}");
         }
+    }
+}
+
+/// Of whoever asks a daemon, and of the daemon: errors of other modules come out in more than one way.
+#[test]
+fn the_document_has_the_errors_of_daemon_and_api() {
+    let source = source_below("src/daemon") + &source_below("src/api");
+    let errors = source.split("#[error(").skip(1).filter_map(|rest| rest.trim_start().strip_prefix('"'));
+    let message = |rest: &'_ str| {
+        let line = rest.lines().next().unwrap_or_default();
+        let end = line.find("\", ").or_else(|| line.rfind('"')).unwrap_or(line.len());
+        line[..end].to_owned()
+    };
+    let messages: Vec<_> = errors.map(message).collect();
+    assert!(messages.len() > 10, "{messages:?}");
+    for message in messages {
+        // Around what differs, in braces.
+        let parts = message.split('{').filter_map(|part| part.rsplit('}').next()).map(str::trim);
+        let parts: Vec<_> = parts.filter(|part| part.len() > 6).collect();
+        let explained = quoted().any(|quoted| parts.iter().all(|part| quoted.contains(part)));
+        assert!(explained, "docs/troubleshooting.md does not have {parts:?}");
     }
 }
 

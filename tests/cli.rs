@@ -78,6 +78,23 @@ fn without_a_daemon_it_is_3(#[case] arguments: &[&str], #[values(false, true)] k
     assert!(errors.contains("no daemon answers on") && errors.contains("lighthouse-fs serve"), "{errors}");
 }
 
+#[rstest]
+#[case(&["status"])]
+#[case(&["switch", "default", "fuse3"])]
+#[case(&["health"])]
+fn a_socket_that_was_removed_is_3(#[case] arguments: &[&str]) {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("control.sock");
+    let _daemon = UnixListener::bind(&socket).unwrap();
+    std::fs::remove_file(&socket).unwrap();
+    let (code, answer, errors) = run(&[arguments, &["--socket", socket.to_str().unwrap()]].concat());
+    assert_eq!((code, answer.as_str()), (3, ""));
+    assert!(
+        errors.contains("is not there, but a daemon listens on it") && errors.contains("restart that daemon"),
+        "{errors}"
+    );
+}
+
 #[test]
 fn a_daemon_that_is_stopped_holds_nobody_up() {
     let folder = tempfile::tempdir().unwrap();
@@ -148,7 +165,7 @@ fn serve_leaves_the_socket_of_another_daemon_alone() {
     let _other = UnixListener::bind(&socket).unwrap();
     let (code, _, errors) = serve(folder.path(), "src", "mnt");
     assert_eq!(code, 1);
-    assert!(errors.contains("a daemon is listening on") && errors.contains("--socket"), "{errors}");
+    assert!(errors.contains("a daemon is listening on") && errors.contains("another `socket`"), "{errors}");
     assert!(socket.exists());
 }
 

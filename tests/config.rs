@@ -338,6 +338,50 @@ fn a_build_with_one_backend_has_no_rollout() {
     }
 }
 
+/// By the text alone these are apart.
+#[rstest]
+#[case::source_and_place("src", "mnt/link/in", "other/src", "other/mnt", ":4: mount.mountpoint: source ")]
+#[case::one_place(
+    "src",
+    "mnt/a",
+    "other/src",
+    "mnt/link/../mnt/a",
+    ":8: mount.mountpoint: mounts \"a\" and \"b\" have"
+)]
+#[case::source_in_another(
+    "src",
+    "mnt/a",
+    "alias/a/b",
+    "other/mnt",
+    ":8: mount.mountpoint: mounts \"a\" and \"b\" hang"
+)]
+#[case::socket("src", "alias/run", "other/src", "other/mnt", ":4: mount.mountpoint: the control socket ")]
+fn links_are_followed(
+    #[case] source: &str,
+    #[case] mountpoint: &str,
+    #[case] other_source: &str,
+    #[case] other_mountpoint: &str,
+    #[case] expected: &str,
+) {
+    let (folder, file) = write("");
+    let at = |name: &str| folder.path().join(name);
+    for name in ["src", "mnt/a", "mnt/run"] {
+        std::fs::create_dir_all(at(name)).unwrap();
+    }
+    std::os::unix::fs::symlink(at("src"), at("mnt/link")).unwrap();
+    std::os::unix::fs::symlink("mnt", at("alias")).unwrap();
+    let table = |name: &str, source: &str, mountpoint: &str| {
+        format!("[[mount]]\nname = {name:?}\nsource = {:?}\nmountpoint = {:?}\n", at(source), at(mountpoint))
+    };
+    let text = table("a", source, mountpoint) + &table("b", other_source, other_mountpoint);
+    std::fs::write(&file, format!("{text}[daemon]\nsocket = {:?}\n", at("mnt/run/control.sock"))).unwrap();
+    let (code, answer, errors) = check(&file);
+    assert_eq!((code, answer.as_str()), (78, ""), "{errors}");
+    let (line, rest) = errors.split_once(": ").unwrap();
+    assert!(format!("{line}: {rest}").starts_with(&format!("{}{expected}", file.display())), "{errors}");
+    assert_eq!(errors.lines().count(), 1, "{errors}");
+}
+
 #[test]
 fn names_that_only_begin_alike_do_not_meet() {
     let (_folder, file) = write("[[mount]]\nsource = \"/mnt/a.d\"\nmountpoint = \"/mnt/a\"\n");

@@ -20,7 +20,8 @@ use support::{
 };
 
 const TEST_LIMIT: Duration = Duration::from_secs(60);
-/// Where mount(8) looks for helpers.
+/// Where mount(8) looks for helpers: of the type as people write it, and as the kernel shows it.
+const HELPERS: [&str; 2] = [HELPER, "/sbin/mount.fuse.lighthouse-fs"];
 const HELPER: &str = "/sbin/mount.lighthouse-fs";
 
 fn sandbox(user: User) -> Sandbox {
@@ -256,7 +257,9 @@ fn the_backend_and_the_name_are_options() {
 #[case(&["-o", "ro", "-o", "backend=fuse4"], 1, "use auto, fuse2 or fuse3")]
 #[case(&["-x"], 1, "-x")]
 #[case(&["third"], 1, "third")]
-#[case(&["-o", "remount,ro"], 32, "cannot be changed")]
+#[case(&["-o", "remount,ro"], 32, "mountpoint cannot be remounted: Lighthouse FS is not mounted there")]
+#[case(&["-o", "remount,user_id=0,color=blue"], 1, "unknown option \"color=blue\"")]
+#[case(&["-o", "user_id=0"], 1, "unknown option \"user_id=0\"")]
 #[case(&["-o", "color=blue", "-f"], 1, "unknown option")]
 #[case(&["-f", "-v", "-n", "-o", "ro"], 0, "")]
 #[case(&["-s", "-f", "-t", "fuse.lighthouse-fs", "-o", "color=blue"], 0, "")]
@@ -434,6 +437,7 @@ fn a_start_that_is_stopped_leaves_nothing() {
 /// The helper where mount(8) finds it, for one test at a time.
 struct Installed {
     _turn: MutexGuard<'static, ()>,
+    links: Vec<&'static str>,
 }
 
 impl Installed {
@@ -441,18 +445,24 @@ impl Installed {
     fn new(sandbox: &Sandbox) -> Result<Self, String> {
         static TURN: Mutex<()> = Mutex::new(());
         let turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        // What a killed test has left there: a link to a build, or to nothing.
-        if fs::read_link(HELPER).is_ok_and(|target| !target.exists() || target == Path::new(PROGRAM)) {
-            fs::remove_file(HELPER).unwrap();
+        let mut installed = Self { _turn: turn, links: Vec::new() };
+        for link in HELPERS {
+            // What a killed test has left there: a link to a build, or to nothing.
+            if fs::read_link(link).is_ok_and(|target| !target.exists() || target == Path::new(PROGRAM)) {
+                fs::remove_file(link).unwrap();
+            }
+            symlink(sandbox.program_path(), link).map_err(|error| format!("{link} cannot be made: {error}"))?;
+            installed.links.push(link);
         }
-        symlink(sandbox.program_path(), HELPER).map_err(|error| format!("{HELPER} cannot be made: {error}"))?;
-        Ok(Self { _turn: turn })
+        Ok(installed)
     }
 }
 
 impl Drop for Installed {
     fn drop(&mut self) {
-        fs::remove_file(HELPER).expect("the link of this test");
+        for link in &self.links {
+            fs::remove_file(link).expect("a link of this test");
+        }
     }
 }
 
@@ -525,5 +535,66 @@ fn fstab() {
         umount.arg(&mountpoint);
         assert_silent_success(umount);
         sandbox.assert_nothing_left();
+    });
+}
+
+/// `mount -o OPTIONS PLACE`, as administrators write it: type, source and the options in force come from mountinfo.
+fn remount(sandbox: &Sandbox, options: &str) -> (i32, String, String) {
+    let mut command = sandbox.client("mount");
+    command.args(["-o", options]).arg(sandbox.mountpoint());
+    run(command)
+}
+
+#[test]
+fn remount_changes_what_the_kernel_does() {
+    with_mount8(|sandbox| {
+        let done = (0, String::new(), String::new());
+        mount(sandbox, "allow_other,suid");
+        let file = sandbox.mountpoint().join("file");
+        let options = || sandbox.mounts()[0].options.clone();
+
+        assert_eq!(remount(sandbox, "remount,ro"), done);
+        assert_eq!(fs::write(&file, "").unwrap_err().kind(), ErrorKind::ReadOnlyFilesystem);
+        assert!(!options().contains("nosuid") && options().contains("nodev"), "as they were: {}", options());
+        assert_eq!(remount(sandbox, "remount,noexec,nosuid"), done);
+        assert_eq!(fs::write(&file, "").unwrap_err().kind(), ErrorKind::ReadOnlyFilesystem, "as it was");
+        assert!(options().contains("noexec") && options().contains("nosuid"), "{}", options());
+        assert_eq!(remount(sandbox, "remount,rw,exec"), done);
+        fs::write(&file, "content").unwrap();
+        assert!(!options().contains("noexec"), "{}", options());
+        assert_eq!(remount(sandbox, "remount"), done);
+
+        let open = fs::File::options().append(true).open(&file).unwrap();
+        let (code, _, errors) = remount(sandbox, "remount,ro");
+        assert!(code == 32 && errors.contains("cannot be remounted: files are open for writing"), "{errors}");
+        drop(open);
+        let (code, _, errors) = remount(sandbox, "remount,color=blue");
+        assert!(code == 1 && errors.contains("unknown option \"color=blue\""), "{errors}");
+        fs::write(&file, "it serves on").unwrap();
+        unmount(sandbox);
+    });
+}
+
+#[test]
+fn what_was_mounted_ro_does_not_become_writable() {
+    with_mount8(|sandbox| {
+        mount(sandbox, "ro");
+        let (code, _, errors) = remount(sandbox, "remount,rw");
+        assert!(code == 32 && errors.contains("it was mounted `ro`, or its source is"), "{errors}");
+        let written = fs::write(sandbox.mountpoint().join("file"), "");
+        assert_eq!(written.unwrap_err().kind(), ErrorKind::ReadOnlyFilesystem);
+        assert!(sandbox.mounts()[0].options.contains("\"ro\""), "and says so");
+        unmount(sandbox);
+    });
+}
+
+#[test]
+fn only_root_remounts() {
+    unless_skipped(USER_FUSERMOUNT3.possible(), || {
+        let sandbox = sandbox(User::Ordinary);
+        mount(&sandbox, "rw");
+        let (code, _, errors) = run(helper(&sandbox, "remount,ro"));
+        assert_eq!((code, errors.contains("only root may do that")), (32, true), "{errors}");
+        unmount(&sandbox);
     });
 }

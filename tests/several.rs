@@ -250,6 +250,59 @@ fn a_reload_adds_removes_and_changes() {
 }
 
 #[test]
+fn processes_show_what_they_are() {
+    unless_skipped(ROOT_DIRECT.possible(), || {
+        let service = Service::start(ROOT_DIRECT, |_| String::new());
+        let processes = support::processes_of(service.sandbox.path());
+        let lines: Vec<_> = processes.iter().filter_map(|process| Some(process.cmdline().ok()?.join(" "))).collect();
+        // Some may have ended meanwhile.
+        for name in processes.iter().filter_map(|process| process.stat().ok()).map(|stat| stat.comm) {
+            assert_eq!(name, "lighthouse-fs", "{lines:?}");
+        }
+        for name in GOOD {
+            let place = service.place(name);
+            assert!(lines.iter().any(|line| line.ends_with(&format!("server --mount {name}"))), "{lines:?}");
+            assert!(
+                lines.iter().any(|line| line.contains("probe") && line.ends_with(place.to_str().unwrap())),
+                "{lines:?}"
+            );
+        }
+        service.stop();
+    });
+}
+
+#[test]
+fn a_reload_compares_with_what_is_in_force() {
+    unless_skipped(ROOT_DIRECT.possible(), || {
+        let service = Service::start(ROOT_DIRECT, |_| String::new());
+        let sandbox = &service.sandbox;
+        let file = "[daemon]\nlog_format = \"json\"\n".to_owned() + &mount(sandbox, "one", "read_only = true");
+        let told = |times: usize| {
+            wait_for("the reload", COMMAND_LIMIT, || {
+                (service.log().matches("the configuration was read again").count() == times).then_some(())
+            });
+            let log = service.log();
+            for change in [
+                "daemon.log_format: \"json\" instead of \"text\" needs a restart of the daemon",
+                "mount.read_only: true instead of false counts when this mount is mounted again",
+            ] {
+                assert_eq!(log.matches(change).count(), times, "{log}");
+            }
+        };
+        service.reload(&file);
+        told(1);
+        // It still waits for a restart, and a server that starts now logs as the others do.
+        service.reload(&(file + &mount(sandbox, "three", "")));
+        told(2);
+        service.wait_until("serves the new one", |status| health_of(status, "three") == "healthy");
+        let server = procfs::process::Process::new(service.server("three").try_into().unwrap()).unwrap();
+        let line = server.cmdline().unwrap();
+        assert!(line.contains(&"--log-format=text".to_owned()), "{line:?}");
+        service.stop();
+    });
+}
+
+#[test]
 fn mounts_in_each_other_are_wrong_before_anything_is_mounted() {
     let sandbox = Sandbox::new(support::User::Ordinary, Duration::from_secs(30));
     let mut file = mount(&sandbox, "one", "");

@@ -14,6 +14,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::model::{HealthAnswer, MountStatus, Problem, Status, SwitchAnswer, SwitchRequest};
+use super::socket;
 use crate::config::Backend;
 
 /// For what the daemon knows without asking anybody.
@@ -42,6 +43,15 @@ pub enum ClientError {
         socket: PathBuf,
         /// What the kernel said.
         source: io::Error,
+    },
+    /// Somebody has removed the socket of a daemon that runs, or it is in another mount namespace.
+    #[error(
+        "the control socket {} is not there, but a daemon listens on it: restart that daemon, which makes it again, or ask in its container; `ss -xlp` shows its process",
+        socket.display()
+    )]
+    Removed {
+        /// Where it was.
+        socket: PathBuf,
     },
     /// It accepted, and then was silent.
     #[error("the daemon on {} has not answered within {limit:?}: see whether it is stopped or stuck", socket.display())]
@@ -74,7 +84,7 @@ impl ClientError {
     /// Whether it means that no daemon answers there.
     #[must_use]
     pub fn is_unanswered(&self) -> bool {
-        matches!(self, Self::NoDaemon { .. } | Self::Silent { .. })
+        matches!(self, Self::NoDaemon { .. } | Self::Removed { .. } | Self::Silent { .. })
     }
 }
 
@@ -171,6 +181,7 @@ impl Client {
         let socket = self.socket.clone();
         match source.kind() {
             io::ErrorKind::PermissionDenied => ClientError::Denied { socket },
+            io::ErrorKind::NotFound if socket::has_listener(&socket) => ClientError::Removed { socket },
             _ => ClientError::NoDaemon { socket, source },
         }
     }

@@ -31,11 +31,11 @@ const DEADLINE: Duration = Duration::from_secs(3);
 pub enum ListenError {
     /// Another daemon is there.
     #[error(
-        "a daemon is listening on {} already: stop it, or choose another place for this one with --socket", .0.display()
+        "a daemon is listening on {} already: stop it, or choose another `socket` for this one", .0.display()
     )]
     InUse(PathBuf),
     /// The folder cannot be trusted.
-    #[error("{} is not a folder of this user alone ({why}): remove it, or use --socket", path.display())]
+    #[error("{} is not a folder of this user alone ({why}): remove it, or choose another `socket`", path.display())]
     Untrusted {
         /// The folder.
         path: PathBuf,
@@ -43,7 +43,7 @@ pub enum ListenError {
         why: String,
     },
     /// The kernel refuses.
-    #[error("the control socket {} cannot be {action}: {source}; choose another place with --socket", path.display())]
+    #[error("the control socket {} cannot be {action}: {source}; choose another `socket`", path.display())]
     Failed {
         /// What was tried.
         action: &'static str,
@@ -289,6 +289,19 @@ fn connect(path: &Path) -> nix::Result<()> {
     socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)
 }
 
+/// Whether somebody listens on a socket that had this name, also when the name is gone: /proc/net/unix (proc(5)) has it as
+/// long as the socket lives.
+#[must_use]
+pub fn has_listener(path: &Path) -> bool {
+    // __SO_ACCEPTCON of the kernel's net.h.
+    const LISTENS: &[u8] = b"00010000";
+    let table = fs::read("/proc/net/unix").unwrap_or_default();
+    table.split(|byte| *byte == b'\n').any(|line| {
+        let is_named = line.strip_suffix(path.as_os_str().as_bytes()).is_some_and(|rest| rest.ends_with(b" "));
+        is_named && line.split(|byte| *byte == b' ').nth(3) == Some(LISTENS)
+    })
+}
+
 fn is_socket(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|metadata| metadata.file_type().is_socket())
 }
@@ -384,6 +397,17 @@ mod tests {
         assert!(path.exists(), "what a killed daemon leaves");
         let mut second = listen(&path, None).unwrap();
         assert!(second.take().is_some());
+    }
+
+    #[test]
+    fn a_listener_is_found_without_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        assert!(has_listener(&path) && !has_listener(&folder.path().join("trol.sock")));
+        drop(listener);
+        assert!(!has_listener(&path));
     }
 
     #[test]

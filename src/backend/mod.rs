@@ -120,6 +120,12 @@ fn entry_lifetime(cache: &Cache) -> Duration {
     cache.entries.min(cache.attributes)
 }
 
+/// The same in the answer to CREATE, without fractions of a second: there crate fuse3 sends microseconds for nanoseconds.
+/// The kernel asks sooner, and equally soon through both backends.
+fn created_lifetime(cache: &Cache) -> Duration {
+    Duration::from_secs(entry_lifetime(cache).as_secs())
+}
+
 /// `FOPEN_*` flags of every opened file (`fuse.h`): none. The kernel caches its pages, drops them at each open, and sends a
 /// FLUSH for each close.
 const OPEN_FLAGS: u32 = 0;
@@ -279,6 +285,13 @@ fn copy_length(wanted: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lifetimes_after_create_have_no_fractions() {
+        let millis = Duration::from_millis;
+        let cache = Cache { attributes: millis(1500), entries: millis(2700), negative: millis(300) };
+        assert_eq!((entry_lifetime(&cache), created_lifetime(&cache)), (millis(1500), millis(1000)));
+    }
 
     #[test]
     fn a_panic_costs_its_request_alone() {

@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 use std::str::FromStr;
 
+use anstream::{AutoStream, ColorChoice};
 use clap::builder::PossibleValuesParser;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::reload::{self, Handle};
@@ -52,7 +53,8 @@ pub fn start(level: &str, format: LogFormat) -> SetLevel {
     // A log that nobody takes is no reason to panic, which is what reporting it on standard error would do.
     let lines = fmt::layer()
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none())
+        // As clap decides for help and errors: by the terminal, NO_COLOR, CLICOLOR and TERM.
+        .with_ansi(AutoStream::choice(&std::io::stderr()) != ColorChoice::Never)
         .log_internal_errors(false);
     match format {
         LogFormat::Text if leads_to_journal(std::env::var("JOURNAL_STREAM").ok().as_deref(), std::io::stderr()) => {

@@ -2,6 +2,7 @@
 
 mod backends;
 mod check_config;
+mod complete;
 mod config;
 mod daemons;
 mod demo;
@@ -109,7 +110,12 @@ enum Command {
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
+    // Executed as /proc/self/exe it would be called "exe". Nothing but the name hangs on that.
+    let _ = rustix::thread::set_name(c"lighthouse-fs");
     if let Some(code) = mount8::main() {
+        return code;
+    }
+    if let Some(code) = complete::main() {
         return code;
     }
     let Cli { global, command } = match Cli::try_parse() {

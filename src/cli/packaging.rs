@@ -9,16 +9,17 @@ use clap::CommandFactory;
 use clap_complete::Shell;
 use roff::Roff;
 
-use super::{Cli, absolute, exit, fail, mount8, say};
-
-const NAME: &str = "lighthouse-fs";
+use super::{Cli, absolute, complete, exit, fail, mount8, say};
 
 /// Print what makes a shell complete the options and names of this program
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   lighthouse-fs completions bash > /usr/share/bash-completion/completions/lighthouse-fs
   lighthouse-fs completions zsh > /usr/share/zsh/site-functions/_lighthouse-fs
-  source <(lighthouse-fs completions bash)")]
+  lighthouse-fs completions fish > /usr/share/fish/vendor_completions.d/lighthouse-fs.fish
+  source <(lighthouse-fs completions bash)
+
+The script calls the program, which it finds in PATH, and so completes the names of mounts too.")]
 pub struct Completions {
     /// For which shell
     shell: Shell,
@@ -27,10 +28,10 @@ pub struct Completions {
 /// Write the manual pages into a directory
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  lighthouse-fs man /usr/share/man/man1
-  lighthouse-fs man /tmp && man --local-file /tmp/lighthouse-fs-serve.1
+  lighthouse-fs man /usr/share/man
+  lighthouse-fs man /tmp/man && man -M /tmp/man lighthouse-fs-serve
 
-A page for each subcommand, in section 1, and mount.lighthouse-fs.8. The directory is made if it is missing.")]
+A page for each subcommand, in DIR/man1, and DIR/man8/mount.lighthouse-fs.8. Directories are made if they are missing.")]
 pub struct Man {
     /// Where to
     #[arg(value_name = "DIR", value_parser = absolute)]
@@ -39,17 +40,10 @@ pub struct Man {
 
 /// Prints a shell's completions.
 pub fn complete(args: &Completions) -> ExitCode {
-    let mut text = Vec::new();
-    clap_complete::generate(args.shell, &mut shown(), NAME, &mut text);
-    // clap_complete's script for bash writes the hyphen of the program's name in two ways, and so finds no subcommand.
-    say(String::from_utf8_lossy(&text).trim_end().replace("lighthouse__subcmd__fs", "lighthouse__fs"))
-}
-
-/// The program without its hidden subcommands, which a shell would offer all the same.
-fn shown() -> clap::Command {
-    let program = Cli::command();
-    let subcommands = program.get_subcommands().filter(|subcommand| !subcommand.is_hide_set());
-    clap::Command::new(NAME).version(env!("CARGO_PKG_VERSION")).args(program.get_arguments()).subcommands(subcommands)
+    match complete::script(args.shell) {
+        Ok(script) => say(script),
+        Err(error) => fail(exit::FAILED, format_args!("the script cannot be written: {error}")),
+    }
 }
 
 /// Writes the manual.
@@ -63,8 +57,12 @@ pub fn write_pages(args: &Man) -> ExitCode {
 }
 
 fn write(folder: &Path, pages: &[Page]) -> io::Result<()> {
-    fs::create_dir_all(folder)?;
-    pages.iter().try_for_each(|page| fs::write(folder.join(&page.name), &page.text))
+    pages.iter().try_for_each(|page| {
+        let section = page.name.rsplit('.').next().unwrap_or_default();
+        let folder = folder.join(format!("man{section}"));
+        fs::create_dir_all(&folder)?;
+        fs::write(folder.join(&page.name), &page.text)
+    })
 }
 
 struct Page {
@@ -96,11 +94,12 @@ fn visible() -> Vec<clap::Command> {
 fn page(command: clap::Command) -> io::Result<Page> {
     let notes = command.get_after_help().map(ToString::to_string).unwrap_or_default();
     let has_subcommands = command.get_subcommands().any(|subcommand| !subcommand.is_hide_set());
-    let man = clap_mangen::Man::new(command)
-        .source(concat!("Lighthouse FS ", env!("CARGO_PKG_VERSION")))
-        .manual("User Commands");
-    let mut text = Vec::new();
-    man.render_title(&mut text)?;
+    let man = clap_mangen::Man::new(command);
+    let name = man.get_filename();
+    let title = name.trim_end_matches(".1").to_uppercase();
+    // By hand: the crate leaves an empty date out, and what follows would stand for it.
+    let mut text = format!(".TH {title:?} 1 \"\" \"Lighthouse FS {}\" \"User Commands\"\n", env!("CARGO_PKG_VERSION"))
+        .into_bytes();
     man.render_name_section(&mut text)?;
     man.render_synopsis_section(&mut text)?;
     man.render_description_section(&mut text)?;
@@ -109,7 +108,7 @@ fn page(command: clap::Command) -> io::Result<Page> {
         man.render_subcommands_section(&mut text)?;
     }
     sections(&notes).to_writer(&mut text)?;
-    Ok(Page { name: man.get_filename(), text })
+    Ok(Page { name, text })
 }
 
 /// What follows the options in `--help`: paragraphs, of which the one that begins with "Examples:" keeps its lines.
@@ -144,11 +143,11 @@ mod tests {
                         `UPDATE_DOCS=1 cargo test --lib cli`.\n"
             .to_owned();
         for command in visible() {
-            let name = command.get_display_name().unwrap_or(NAME).to_owned();
+            let name = command.get_display_name().unwrap_or("lighthouse-fs").to_owned();
             let help = command.term_width(100).render_long_help().to_string();
             // clap leaves blanks at the ends of lines.
             let lines: Vec<_> = help.lines().map(str::trim_end).collect();
-            let level = if name == NAME { "##" } else { "###" };
+            let level = if name == "lighthouse-fs" { "##" } else { "###" };
             text += &format!("\n{level} {name}\n\n```text\n{}\n```\n", lines.join("\n").trim_end());
         }
         text

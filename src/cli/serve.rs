@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use super::{Global, exit, fail, fail_loading, log, sources};
-use crate::config::{self, Loaded};
+use crate::config::{self, Errors, Loaded};
 use crate::daemon::{self, Failure};
 
 const EXAMPLES: &str = "Examples:
@@ -42,7 +42,17 @@ pub fn run(args: &Args, global: &Global) -> ExitCode {
         return fail(exit::FAILED, format_args!("the end of the parent cannot be watched: {error}"));
     }
     let sources = args.sources.sources(global);
-    let Loaded { mut settings, warnings, .. } = match config::load(&sources) {
+    // A mount that flags or the environment name is all that the daemon is for.
+    let alone = sources.file.is_none();
+    let probe_deadline = args.probe_deadline;
+    let load = move || {
+        let mut loaded = config::load(&sources)?;
+        for mount in &mut loaded.settings.mounts {
+            mount.deadlines.probe = probe_deadline.unwrap_or(mount.deadlines.probe);
+        }
+        Ok(loaded)
+    };
+    let Loaded { settings, warnings, .. } = match load() {
         Ok(loaded) => loaded,
         Err(errors) => return fail_loading(&errors),
     };
@@ -56,15 +66,8 @@ pub fn run(args: &Args, global: &Global) -> ExitCode {
             "--mounted-at says where a descriptor is mounted: give --mountpoint /dev/fd/N with it",
         );
     }
-    if let Some(deadline) = args.probe_deadline {
-        for mount in &mut settings.mounts {
-            mount.deadlines.probe = deadline;
-        }
-    }
-    // A mount that flags or the environment name is all that the daemon is for.
-    let alone = sources.file.is_none();
     let reload: daemon::Reload = Box::new(move || {
-        let Loaded { settings, warnings, .. } = config::load(&sources).map_err(|errors| errors.to_string())?;
+        let Loaded { settings, warnings, .. } = load().map_err(|errors: Errors| errors.to_string())?;
         set_level(&settings.daemon.log_level);
         for warning in warnings {
             tracing::warn!("{warning}");

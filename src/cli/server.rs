@@ -12,6 +12,9 @@ pub struct Args {
     /// A FUSE device is among the inherited descriptors
     #[arg(long)]
     device: bool,
+    /// Name of the mount, for whoever looks at processes; the order to serve says what counts
+    #[arg(long = "mount", value_name = "NAME")]
+    _mount: Option<String>,
 }
 
 /// Serves until told to stop. To be called before anything is opened, the log too: it may be a socket.

@@ -4,6 +4,8 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
+use clap::ValueHint;
+
 use super::{Global, absolute, flag};
 use crate::api::socket;
 use crate::config::{Flags, Sources};
@@ -16,10 +18,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE", value_parser = absolute, conflicts_with_all = ["source", "mountpoint", "mounted_at", "name"])]
     config: Option<PathBuf>,
     /// Directory that is served
-    #[arg(long, value_name = "DIR", value_parser = place)]
+    #[arg(long, value_name = "DIR", value_parser = place, value_hint = ValueHint::DirPath)]
     source: Option<String>,
     /// Where it appears; /dev/fd/N stands for a FUSE descriptor that is mounted and not read yet
-    #[arg(long, value_name = "DIR", value_parser = place)]
+    #[arg(long, value_name = "DIR", value_parser = place, value_hint = ValueHint::DirPath)]
     mountpoint: Option<String>,
     /// Where a descriptor that is handed in is mounted
     #[arg(long, value_name = "DIR", value_parser = absolute)]

@@ -164,6 +164,9 @@ pub enum Helper {
 }
 
 impl Helper {
+    /// All that can be chosen.
+    pub const ALL: [Self; 4] = [Self::Auto, Self::Fusermount, Self::Fusermount3, Self::Direct];
+
     /// The name in options and messages.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -186,14 +189,11 @@ impl FromStr for Helper {
     type Err = UnknownName;
 
     fn from_str(name: &str) -> Result<Self, UnknownName> {
-        [Self::Auto, Self::Fusermount, Self::Fusermount3, Self::Direct]
-            .into_iter()
-            .find(|helper| helper.name() == name)
-            .ok_or_else(|| UnknownName {
-                what: "helper",
-                given: name.into(),
-                expected: "auto, fusermount, fusermount3 or direct",
-            })
+        Self::ALL.into_iter().find(|helper| helper.name() == name).ok_or_else(|| UnknownName {
+            what: "helper",
+            given: name.into(),
+            expected: "auto, fusermount, fusermount3 or direct",
+        })
     }
 }
 

@@ -37,7 +37,7 @@ pub struct Found {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum NotFound {
     /// Not installed, or out of reach.
-    #[error("{name} is not in PATH: install {package}, or use --helper direct as root{passed_over}")]
+    #[error("{name} is not in PATH: install {package}, or use `helper` direct as root{passed_over}")]
     Missing {
         /// The program that was looked for.
         name: &'static str,
@@ -141,7 +141,7 @@ pub fn refusal_remedy(message: &str) -> &'static str {
     let remedies = [
         (
             "user_allow_other",
-            "put the line `user_allow_other` into /etc/fuse.conf as root, or serve without --allow-other",
+            "put the line `user_allow_other` into /etc/fuse.conf as root, or serve without `allow_other`",
         ),
         (
             "device not found",
@@ -156,7 +156,7 @@ pub fn refusal_remedy(message: &str) -> &'static str {
         ),
     ];
     let remedy = remedies.into_iter().find(|(sign, _)| message.contains(sign));
-    remedy.map_or("see the helper's manual page, or run as root with --helper direct", |(_, remedy)| remedy)
+    remedy.map_or("see the helper's manual page, or run as root with `helper` direct", |(_, remedy)| remedy)
 }
 
 /// Finds a helper in PATH, then in the usual folders. One that is set-uid is preferred, because a folder of plain copies
@@ -341,7 +341,7 @@ mod tests {
     #[rstest]
     #[case(
         "fusermount3: option allow_other only allowed if 'user_allow_other' is set in /etc/fuse.conf",
-        "--allow-other"
+        "`allow_other`"
     )]
     #[case("fusermount: fuse device not found, try 'modprobe fuse' first", "modprobe")]
     #[case("fusermount: failed to open /dev/fuse: Permission denied", "0666")]
@@ -357,7 +357,7 @@ mod tests {
     fn no_helper_at_all_says_what_to_install() {
         assert_eq!(
             find_in(Helper::Fusermount3, &["relative".into()]).unwrap_err().to_string(),
-            "fusermount3 is not in PATH: install fuse3, or use --helper direct as root"
+            "fusermount3 is not in PATH: install fuse3, or use `helper` direct as root"
         );
         assert!(matches!(find(Helper::Direct), Err(NotFound::NotAProgram(Helper::Direct))));
     }

@@ -58,7 +58,7 @@ pub enum MountError {
     },
     /// The helper neither mounted nor ended.
     #[error(
-        "{path} gave no answer within {HELPER_LIMIT:?} and was ended: see what hangs around the mount point, or use --helper direct as root"
+        "{path} gave no answer within {HELPER_LIMIT:?} and was ended: see what hangs around the mount point, or use `helper` direct as root"
     )]
     HelperSilent {
         /// Which.
@@ -110,7 +110,7 @@ pub(super) fn mount(config: &Mount, starting: Backend) -> Result<(OwnedFd, Maker
 /// What to do when `mount(2)` has failed.
 fn mount_remedy(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
-        Some(libc::EPERM) => "it needs CAP_SYS_ADMIN: run as root, or use --helper fusermount3",
+        Some(libc::EPERM) => "it needs CAP_SYS_ADMIN: run as root, or use `helper` fusermount3",
         Some(libc::EACCES) => "see what AppArmor or SELinux forbids this process",
         Some(libc::ENODEV) => "load the kernel's module (`modprobe fuse`)",
         Some(libc::ENOENT | libc::ENOTDIR) => "make the directory",
@@ -413,7 +413,7 @@ mod tests {
             |errno| MountError::Refused { mountpoint: "/mnt".into(), source: io::Error::from_raw_os_error(errno) };
         assert_eq!(
             refused(libc::EPERM).to_string(),
-            "mount(2) at /mnt failed: Operation not permitted (os error 1); it needs CAP_SYS_ADMIN: run as root, or use --helper fusermount3"
+            "mount(2) at /mnt failed: Operation not permitted (os error 1); it needs CAP_SYS_ADMIN: run as root, or use `helper` fusermount3"
         );
         assert!(refused(libc::ENODEV).to_string().contains("modprobe fuse"));
     }

@@ -227,7 +227,7 @@ impl Keeper {
             facts.started_as = wanted;
         });
         let counted = self.facts.borrow().counted.clone();
-        let server = process::start(device, counted, &self.plan.server_arguments.read())
+        let server = process::start(&self.name(), device, counted, &self.plan.server_arguments.read())
             .map_err(|error| End::Failed(error.to_string()))?;
         Ok((server, place, Beginning::Serve { meeting: self.plan.meeting.clone(), resume }))
     }

@@ -399,8 +399,22 @@ impl Life {
         }
     }
 
+    /// What holds now: of a mount that is served, what its server was started with, but for what could change since. The last
+    /// file may have asked for more.
+    fn in_force(&self) -> Settings {
+        let handles = self.mounts.all();
+        let mut settings = self.options.settings.clone();
+        for mount in &mut settings.mounts {
+            let served = handles.iter().find(|handle| handle.name() == mount.name).map(|handle| handle.facts.borrow());
+            if let Some(facts) = served.filter(|facts| facts.greeting.is_some()) {
+                *mount = Mount { deadlines: mount.deadlines, fallback: mount.fallback, ..(*facts.started_as).clone() };
+            }
+        }
+        settings
+    }
+
     fn take(&mut self, settings: Settings) {
-        let changes = config::changes(&self.options.settings, &settings);
+        let changes = config::changes(&self.in_force(), &settings);
         for change in changes.values {
             let mount = change.mount.as_deref();
             match change.effect {
@@ -424,6 +438,7 @@ impl Life {
         let daemon = &mut self.options.settings.daemon;
         daemon.socket.clone_from(&old.daemon.socket);
         daemon.socket_group.clone_from(&old.daemon.socket_group);
+        daemon.log_format = old.daemon.log_format;
         let new_level = (daemon.log_level != old.daemon.log_level).then(|| daemon.log_level.clone());
         *self.server_arguments.write() = (self.options.server_arguments)(daemon);
         let mut known = self.mounts.all();

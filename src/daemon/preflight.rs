@@ -45,7 +45,13 @@ impl Own {
     /// The control socket.
     #[must_use]
     pub fn socket(path: impl Into<PathBuf>) -> Self {
-        Self { what: "control socket", path: path.into(), remedy: "use --socket" }
+        Self { what: "control socket", path: path.into(), remedy: "choose another `socket`" }
+    }
+
+    /// The file that it reads again after SIGHUP.
+    #[must_use]
+    pub fn configuration(path: impl Into<PathBuf>) -> Self {
+        Self { what: "configuration file", path: path.into(), remedy: "keep it elsewhere" }
     }
 
     /// What this process was started with: the file behind its standard error, and its temporary folder.
@@ -238,9 +244,9 @@ fn check_place(place: &Path, mounts: &[Mounted]) -> Result<(), Refusal> {
         Ok(metadata) if metadata.is_symlink() => {
             return refusal("is a symbolic link: name the directory that it leads to");
         }
-        Ok(_) => return refusal("is not a directory: name a directory with --mountpoint"),
+        Ok(_) => return refusal("is not a directory: name a directory as `mountpoint`"),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return refusal("does not exist: make it, or name another with --mountpoint");
+            return refusal("does not exist: make it, or name another `mountpoint`");
         }
         Err(error) => return refusal(&format!("cannot be used: {error}; see the owner and mode of its parents")),
     }
@@ -262,9 +268,9 @@ fn check_source_against(source: &Path, mounts: &[Mounted]) -> Result<(), Refusal
     let refusal = |why: &str| Err(Refusal::World(format!("the source {} {why}", source.display())));
     match fs::metadata(&place) {
         Ok(metadata) if metadata.is_dir() => {}
-        Ok(_) => return refusal("is not a directory: name the directory to serve with --source"),
+        Ok(_) => return refusal("is not a directory: name the directory to serve as `source`"),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return refusal("does not exist: make it, or name another with --source");
+            return refusal("does not exist: make it, or name another `source`");
         }
         Err(error) => return refusal(&format!("cannot be used: {error}; see the owner and mode of its parents")),
     }
@@ -436,7 +442,7 @@ mod tests {
         let refusal = |source| check_source_against(Path::new(source), &[]).unwrap_err().to_string();
         assert_eq!(
             refusal("/nonexistent"),
-            "the source /nonexistent does not exist: make it, or name another with --source"
+            "the source /nonexistent does not exist: make it, or name another `source`"
         );
         assert!(refusal("/etc/passwd").contains("is not a directory"));
         let on_fuse = [mounted_at("/nonexistent", "fuse.sshfs")];

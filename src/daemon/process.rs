@@ -234,12 +234,18 @@ pub struct Inherited {
     pub device: Option<OwnedFd>,
 }
 
-/// Starts a server by executing this program as `lighthouse-fs ARGUMENTS… server`. The device, if one is given, is the
-/// server's alone afterwards. `before` is what the mount's last server has counted, which has ended: it goes on.
+/// Starts a server by executing this program as `lighthouse-fs ARGUMENTS… server --mount NAME`; the name is for whoever looks
+/// at processes. The device, if one is given, is the server's alone afterwards. `before` is what the mount's last server has
+/// counted, which has ended: it goes on.
 ///
 /// # Errors
 /// When descriptors, memory or processes have run out.
-pub fn start(device: Option<OwnedFd>, before: Option<Ledger>, arguments: &[String]) -> Result<Server, ProcessError> {
+pub fn start(
+    mount: &str,
+    device: Option<OwnedFd>,
+    before: Option<Ledger>,
+    arguments: &[String],
+) -> Result<Server, ProcessError> {
     let failed = |action| move |source| ProcessError::Failed { action, source };
     let ledger = match before {
         Some(ledger) => {
@@ -251,7 +257,8 @@ pub fn start(device: Option<OwnedFd>, before: Option<Ledger>, arguments: &[Strin
     let shared = ledger.as_fd().try_clone_to_owned().map_err(failed("given its ledger"))?;
     let (line, far) = Line::pair().map_err(failed("connected"))?;
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("lighthouse-fs").args(arguments).arg("server").stdin(Stdio::null()).stdout(Stdio::null());
+    command.arg0("lighthouse-fs").args(arguments).args(["server", "--mount", mount]);
+    command.stdin(Stdio::null()).stdout(Stdio::null());
     let mut mappings =
         vec![FdMapping { parent_fd: far.into(), child_fd: LINE }, FdMapping { parent_fd: shared, child_fd: LEDGER }];
     if let Some(device) = device {

@@ -64,8 +64,10 @@ pub fn run(line: Line, ledger: Ledger, device: Option<OwnedFd>, set_log_level: B
         Ok(()) => 0,
         Err(error) => {
             let message = error.to_string();
-            tracing::error!("{message}");
-            daemon.hear(&Report::Failed { message });
+            // The daemon says it, unless there is none.
+            if !daemon.hear(&Report::Failed { message: message.clone() }) {
+                tracing::error!("{message}");
+            }
             1
         }
     }
@@ -83,12 +85,14 @@ struct Daemon {
 }
 
 impl Daemon {
-    /// Tells it something. If it is gone, the control loop will see that.
-    fn hear(&self, report: &Report) {
-        let Some(line) = &self.line else { return };
-        if let Err(error) = line.send(report) {
+    /// Tells it something; whether it hears. If it is gone, the control loop will see that.
+    fn hear(&self, report: &Report) -> bool {
+        let Some(line) = &self.line else { return false };
+        let sent = line.send(report);
+        if let Err(error) = &sent {
             tracing::debug!(%error, "the daemon does not hear it");
         }
+        sent.is_ok()
     }
 
     /// The first order.

@@ -14,7 +14,8 @@ use fuser::{
 use super::translate::{attributes, file_type, handle_id, time_set};
 use super::{Adapter, BUFFER, reply_empty};
 use crate::backend::{
-    ALWAYS_READY, NO_ENTRY, OPEN_FLAGS, Opened, OpenedDir, copy_length, dot_attr, entry_lifetime, forget, list_plus,
+    ALWAYS_READY, NO_ENTRY, OPEN_FLAGS, Opened, OpenedDir, copy_length, created_lifetime, dot_attr, entry_lifetime,
+    forget, list_plus,
 };
 use crate::connection::port::{NUDGE_NODE, SMALL_REPLY};
 use crate::ledger::Direction;
@@ -187,7 +188,7 @@ impl fuser::Filesystem for Adapter {
         });
         match &answer.result {
             Ok(created) => reply.created(
-                &entry_lifetime(&self.cache),
+                &created_lifetime(&self.cache),
                 &attributes(&created.entry.attr),
                 Generation(created.entry.generation),
                 FileHandle(created.handle.0),

@@ -17,7 +17,8 @@ use super::Adapter;
 use super::listing::{DIRENT, DIRENTPLUS, Gathered, Names, Sending, direntplus, padded};
 use super::translate::{attributes, file_type, time_set};
 use crate::backend::{
-    ALWAYS_READY, NO_ENTRY, OPEN_FLAGS, Opened, OpenedDir, copy_length, entry_lifetime, forget, list_plus,
+    ALWAYS_READY, NO_ENTRY, OPEN_FLAGS, Opened, OpenedDir, copy_length, created_lifetime, entry_lifetime, forget,
+    list_plus,
 };
 use crate::connection::port::NUDGE_NODE;
 use crate::ledger::Direction;
@@ -186,7 +187,7 @@ impl Filesystem for Adapter {
             vfs.create(caller, NodeId(parent), name, mode, flags as i32)
         })?;
         Ok(ReplyCreated {
-            ttl: entry_lifetime(&self.cache),
+            ttl: created_lifetime(&self.cache),
             attr: attributes(&created.entry.attr),
             generation: created.entry.generation,
             fh: created.handle.0,

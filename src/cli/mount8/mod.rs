@@ -5,6 +5,7 @@
 //! reports by sd_notify(3): READY=1, or what went wrong as STATUS.
 
 mod options;
+mod remount;
 
 use std::env;
 use std::io::{self, Write};
@@ -109,11 +110,11 @@ fn run() -> ExitCode {
         return fail(exit::FAILED, format_args!("this build has no {backend}: choose the other backend"));
     }
     let place = wanted.socket.clone().unwrap_or_else(|| socket::of_mount(&cli.mountpoint, &wanted.mount.name));
-    match (cli.foreground, wanted.is_remount) {
-        (true, _) => serve(wanted, &place),
-        (false, true) => fail(exit::FAILED, "options of a mount that is there cannot be changed: unmount it first"),
-        (false, false) if cli.fake => ExitCode::SUCCESS,
-        (false, false) => ask(start(&cli, &place)),
+    match (cli.foreground, cli.fake, wanted.is_remount) {
+        (true, _, _) => serve(wanted, &place),
+        (false, true, _) => ExitCode::SUCCESS,
+        (false, false, true) => remount::run(&wanted.mount),
+        (false, false, false) => ask(start(&cli, &place)),
     }
 }
 

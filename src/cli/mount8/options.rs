@@ -43,6 +43,9 @@ const MEANINGLESS: [&str; 33] = [
     "users",
 ];
 
+/// What mountinfo shows of a FUSE mount, and mount(8) passes on in a remount; the kernel heeds none of it then.
+const OF_MOUNTINFO: [&str; 5] = ["user_id", "group_id", "max_read", "blksize", "seclabel"];
+
 /// What happens to an option that nobody knows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Unknown {
@@ -57,6 +60,7 @@ pub(super) struct Wanted {
     /// Where the daemon is to listen instead of the usual place.
     pub socket: Option<PathBuf>,
     pub log_level: String,
+    /// Whether it is mounted already, and is to be changed.
     pub is_remount: bool,
 }
 
@@ -70,11 +74,20 @@ pub(super) fn parse(
     arguments: &[String],
     unknown: Unknown,
 ) -> Result<Wanted, String> {
-    let mount = Mount::new(name_of(mountpoint), source, mountpoint);
-    let mut wanted = Wanted { mount, socket: None, log_level: "info".into(), is_remount: false };
-    for option in arguments.iter().flat_map(|argument| split(argument)).filter(|option| !option.is_empty()) {
+    let options: Vec<_> =
+        arguments.iter().flat_map(|argument| split(argument)).filter(|option| !option.is_empty()).collect();
+    let is_remount = options.iter().any(|option| option == "remount");
+    let of_mountinfo =
+        |option: &str| is_remount && OF_MOUNTINFO.contains(&option.split_once('=').map_or(option, |(name, _)| name));
+    let mut mount = Mount::new(name_of(mountpoint), source, mountpoint);
+    if options.iter().any(|option| of_mountinfo(option)) {
+        // These options are those in force, not those of fstab: what is not refused there has its effect.
+        (mount.suid, mount.dev) = (true, true);
+    }
+    let mut wanted = Wanted { mount, socket: None, log_level: "info".into(), is_remount };
+    for option in options {
         let taken = wanted.take(&option).map_err(|why| format!("option {option:?}: {why}"))?;
-        if !taken && unknown == Unknown::Refused {
+        if !taken && !of_mountinfo(&option) && unknown == Unknown::Refused {
             return Err(format!("unknown option {option:?}: mount.lighthouse-fs(8) lists those that are known"));
         }
     }
@@ -108,7 +121,8 @@ impl Wanted {
             ("log_level", Some(value)) => {
                 self.log_level = flag("daemon.log_level")(value).map_err(|wrong| wrong.to_string())?;
             }
-            ("remount", None) => self.is_remount = true,
+            // It has been looked for already.
+            ("remount", None) => {}
             (name, _) if name.starts_with("x-") || name.starts_with("X-") => {}
             ("comment" | "user", Some(_)) => {}
             (name, None) if MEANINGLESS.contains(&name) => {}
@@ -168,7 +182,7 @@ mod tests {
     fn everything_can_be_said() {
         let wanted = parse_strictly(&[
             "ro,allow_other,backend=fuse2,helper=direct,name=other,nofallback",
-            r#"suid,dev,noexec,socket="/run/a,b.sock",log_level="debug,fuse3=trace",remount"#,
+            r#"suid,dev,noexec,socket="/run/a,b.sock",log_level="debug,fuse3=trace""#,
         ])
         .unwrap();
         let expected = Mount {
@@ -184,7 +198,7 @@ mod tests {
         };
         assert_eq!(wanted.mount, expected);
         assert_eq!(wanted.socket.unwrap(), Path::new("/run/a,b.sock"));
-        assert_eq!((wanted.log_level.as_str(), wanted.is_remount), ("debug,fuse3=trace", true));
+        assert_eq!(wanted.log_level, "debug,fuse3=trace");
     }
 
     #[rstest]
@@ -192,6 +206,18 @@ mod tests {
     #[case("x-systemd.automount,x-systemd.idle-timeout=60,X-mount.mkdir,comment=ours")]
     fn what_is_meant_for_others_is_no_matter(#[case] options: &str) {
         assert_eq!(parse_strictly(&[options]).unwrap().mount, Mount::new("projects", "/srv", "/mnt/projects"));
+    }
+
+    /// As mount(8) of util-linux 2.38 passes them on, which leaves out `suid`, `dev` and `exec`.
+    #[test]
+    fn a_remount_has_the_options_in_force_or_those_of_fstab() {
+        let in_force = "ro,noexec,relatime,remount,user_id=0,group_id=0,default_permissions,allow_other,max_read=4096";
+        let wanted = parse_strictly(&[in_force]).unwrap();
+        let with_suid_and_dev = Mount { suid: true, dev: true, ..Mount::new("projects", "/srv", "/mnt/projects") };
+        let expected = Mount { read_only: true, exec: false, allow_other: true, ..with_suid_and_dev };
+        assert_eq!((wanted.mount, wanted.is_remount), (expected, true));
+        let wanted = parse_strictly(&["rw,remount,socket=/run/a.sock"]).unwrap();
+        assert_eq!((wanted.mount, wanted.is_remount), (Mount::new("projects", "/srv", "/mnt/projects"), true));
     }
 
     #[rstest]
@@ -203,6 +229,8 @@ mod tests {
     #[case("name=a/b", "letters, digits")]
     #[case("log_level=loud", "use error, warn")]
     #[case("socket=", "empty")]
+    #[case("user_id=0", "unknown option")]
+    #[case("remount,color=blue", "unknown option")]
     fn wrong_ones_are_named(#[case] options: &str, #[case] why: &str) {
         let error = parse_strictly(&[options]).unwrap_err();
         assert!(error.contains(why), "{error}");
