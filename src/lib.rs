@@ -42,7 +42,7 @@
 //! |---|---|
 //! | [`cli`] | one file per subcommand |
 //! | [`daemon`] | the control process: starts and watches servers, asks through mounts, life cycle |
-//! | [`api`] | control over a Unix socket |
+//! | [`api`] | control over HTTP, on a Unix socket and over TCP; events |
 //! | [`server`] | the serving process of one mount: orders, switch, failover |
 //! | [`backend`] | how FUSE is spoken: an adapter for each crate, `fuse2` (crate fuser), `fuse3` (crate fuse3) |
 //! | [`connection`] | the kernel's side: mounting, FUSE_INIT, ports (the trait; attach, drain, park) |
