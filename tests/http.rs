@@ -25,7 +25,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rstest::rstest;
 use serde_json::Value;
-use support::{COMMAND_LIMIT, ROOT_DIRECT, Sandbox, unless_skipped, wait_for};
+use support::{COMMAND_LIMIT, ROOT_DIRECT, Sandbox, Tier, skip, unless_skipped, wait_for};
 use tokio::sync::oneshot;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -998,6 +998,59 @@ fn status_can_be_watched() {
         assert!(status.success(), "{status}");
         let unknown = service.ask(&["status", "other", "--watch"]);
         assert_eq!(unknown.status.code(), Some(1));
+        service.stop();
+    });
+}
+
+/// schemathesis, or why there is none.
+fn schemathesis() -> Result<PathBuf, String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/schemathesis");
+    let installed = folder.join("bin/schemathesis");
+    let in_path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&in_path).map(|folder| folder.join("schemathesis")).find(|path| path.exists());
+    if let Some(found) = found.or_else(|| installed.exists().then(|| installed.clone())) {
+        return Ok(found);
+    }
+    let run = |command: &mut Command| {
+        let done = assert_cmd::Command::from_std(std::mem::replace(command, Command::new("true")))
+            .timeout(Duration::from_secs(180))
+            .output();
+        match done {
+            Ok(done) if done.status.success() => Ok(()),
+            Ok(done) => {
+                Err(format!("schemathesis cannot be installed: {}", String::from_utf8_lossy(&done.stderr).trim()))
+            }
+            Err(error) => Err(format!("schemathesis cannot be installed: {error}")),
+        }
+    };
+    run(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
+    run(Command::new(folder.join("bin/pip")).args(["install", "--quiet", "schemathesis"]))?;
+    Ok(installed)
+}
+
+#[test]
+fn schemathesis_finds_nothing() {
+    if Tier::current() == Tier::Quick {
+        return skip("it takes a minute: LIGHTHOUSE_TEST_TIER=full");
+    }
+    unless_skipped(ROOT_DIRECT.possible().and_then(|()| schemathesis().map(drop)), || {
+        let sandbox = Service::sandbox();
+        let file = sandbox.path().join("token");
+        fs::write(&file, TOKEN).unwrap();
+        let api = format!("{}token_file = {file:?}", only(&["listen"]));
+        let service = Service::with_file(sandbox, &api);
+        let url = format!("http://{}", service.address("api"));
+        let mut command = Command::new(schemathesis().unwrap());
+        command.current_dir(service.sandbox.path()).arg("run").arg(format!("{url}/api/v1/openapi.json"));
+        command.args(["--url", &url, "--header", &format!("Authorization: Bearer {TOKEN}")]);
+        // A stream has no end.
+        command.args(["--exclude-path", "/api/v1/events", "--checks", "all"]);
+        command.args(["--max-examples", "50", "--seed", "1", "--request-timeout", "10"]);
+        let output = assert_cmd::Command::from_std(command).timeout(Duration::from_secs(80)).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        println!("{said}");
+        assert!(output.status.success());
+        service.wait_until("serves on", |status| status["mounts"][0]["health"] == "healthy");
         service.stop();
     });
 }
