@@ -922,10 +922,10 @@ fn whoever_serves_by_hand_opens_no_port_unless_asked_to() {
         let service = Service::with_flags(&[], &[]);
         assert_eq!(ports(service.daemon.id()), Vec::<u16>::new());
         service.stop();
-        let environment = [("LIGHTHOUSE_METRICS_PORT", "0"), ("LIGHTHOUSE_LISTEN_ADDRESS", "::1")];
+        let environment = [("LIGHTHOUSE_METRICS_PORT", "0"), ("LIGHTHOUSE_LISTEN_ADDRESS", "127.0.0.4")];
         let service = Service::with_flags(&["--listen", "127.0.0.3:0"], &environment);
         let (api, metrics) = (service.address("api"), service.address("metrics"));
-        assert_eq!((api.ip().to_string(), metrics.ip().to_string()), ("127.0.0.3".into(), "::1".into()));
+        assert_eq!((api.ip().to_string(), metrics.ip().to_string()), ("127.0.0.3".into(), "127.0.0.4".into()));
         let mut both = [api.port(), metrics.port()];
         let mut found = ports(service.daemon.id());
         both.sort_unstable();
