@@ -43,7 +43,7 @@
 //! |---|---|
 //! | [`cli`] | one file per subcommand |
 //! | [`daemon`] | the control process: starts and watches servers, asks through mounts, life cycle |
-//! | [`api`] | control over a Unix socket |
+//! | [`api`] | control over HTTP, on a Unix socket and over TCP; events |
 //! | [`rollout`] | which backend serves: plan, steps, pins, what outlives a restart |
 //! | [`metrics`] | every metric, in one table, read from the ledgers |
 //! | [`server`] | the serving process of one mount: orders, switch, failover |

@@ -115,8 +115,8 @@ frobnicate = true
 deadlines.drain = 5
 bacend = "x"
 "#;
-    let expected = r#"FILE:1: apis: unknown key; remove it; `lighthouse-fs config example` shows the keys there are
-FILE:2: api: this key is not supported by this version; remove it
+    let expected = r#"FILE:1: apis: unknown key; did you mean api?
+FILE:2: api: is no table; write [api] above its keys
 FILE:4: daemon.sokcet: unknown key; did you mean socket?
 FILE:5: daemon.state_dir: "" is empty; write the whole path, from / on
 FILE:6: daemon.log_level: "" is no log level; use error, warn, info, debug, trace, off, or a filter such as `info,lighthouse_fs::daemon=debug`
@@ -479,7 +479,7 @@ fn every_value_says_where_it_comes_from() {
         program(&["config", "show", "--json", "--config", path, "--socket", "/run/s", "--backend", "auto"]);
     let built_in = if cfg!(feature = "fuse3") { "fuse3" } else { "fuse2" };
     command.env("LIGHTHOUSE_FUSE_BACKEND", built_in).env("LIGHTHOUSE_FUSE_ALLOW_OTHER", "yes");
-    command.env("LIGHTHOUSE_PORT", "8765");
+    command.env("LIGHTHOUSE_FUSE_BENCHMARK", "1");
     let (code, answer, errors) = run(&mut command);
     assert_eq!(code, 0, "{errors}");
     let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
@@ -505,8 +505,8 @@ fn every_value_says_where_it_comes_from() {
         serde_json::json!({"mount": "default", "value": true, "from": "file", "file": path, "line": 4})
     );
     assert_eq!(of("mount.io.threads"), serde_json::json!({"mount": "default", "value": 16, "from": "default"}));
-    assert!(answer["warnings"][0].as_str().unwrap().starts_with("LIGHTHOUSE_PORT "));
-    assert!(errors.contains("LIGHTHOUSE_PORT is not supported by this version"), "{errors}");
+    assert!(answer["warnings"][0].as_str().unwrap().starts_with("LIGHTHOUSE_FUSE_BENCHMARK "));
+    assert!(errors.contains("LIGHTHOUSE_FUSE_BENCHMARK is not supported by this version"), "{errors}");
 
     let (_, table, _) = run(&mut program(&["config", "show", "--config", path]));
     let line = table.lines().find(|line| line.starts_with("mount.suid")).unwrap();

@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use axum::Extension;
 use axum::extract::ConnectInfo;
+use lighthouse_fs::api::events::Events;
 use lighthouse_fs::api::model::{Health, MountStatus};
 use lighthouse_fs::api::{self, Client, ClientError, Peer, router};
 use lighthouse_fs::config::{Backend, BackendChoice, Deadlines, Mount};
 use lighthouse_fs::daemon::mount::{Beginning, End, Facts, Phase, Request, Task};
 use lighthouse_fs::daemon::prober::Prober;
 use lighthouse_fs::daemon::process::{Process, Server};
-use lighthouse_fs::daemon::{Handle, Mounts, Plan};
+use lighthouse_fs::daemon::{Handle, Mounts, Plan, Recorder};
 use lighthouse_fs::ledger::{Ledger, PortState};
 use lighthouse_fs::server::orders::{Hello, Line, Order, Report, Switched, Unavailable, VERSION};
 use rstest::rstest;
@@ -119,10 +120,16 @@ impl Daemon {
 
         let server = Server { line, ledger, process: Process::Child(child) };
         let (facts, mut watcher) = watch::channel(Facts::new(Arc::new(mount())));
+        let facts = Recorder::new(facts, Events::default());
         let (requests, mut received) = mpsc::channel(16);
         let task = tokio::spawn(async move {
-            let plan =
-                Plan { meeting: None, socket: "control.sock".into(), server_arguments: Arc::default(), alone: false };
+            let plan = Plan {
+                meeting: None,
+                socket: "control.sock".into(),
+                server_arguments: Arc::default(),
+                alone: false,
+                events: Events::default(),
+            };
             let task = Task::new(None, server, &plan, &facts, &mut received).unwrap();
             task.run(Beginning::Serve { meeting: None, resume: None }).await
         });

@@ -35,7 +35,7 @@ impl Service {
             file += &mount(&sandbox, name, "");
         }
         file += &more(&sandbox);
-        fs::write(config(&sandbox), file).unwrap();
+        write_config(&sandbox, file).unwrap();
         let daemon = spawn(&sandbox);
         let service = Self { daemon, sandbox };
         service.wait_until("serves", |status| GOOD.iter().all(|name| health_of(status, name) == "healthy"));
@@ -66,7 +66,7 @@ impl Service {
     }
 
     fn reload(&self, file: &str) {
-        fs::write(config(&self.sandbox), file).unwrap();
+        write_config(&self.sandbox, file).unwrap();
         self.send(Signal::SIGHUP);
     }
 
@@ -112,6 +112,15 @@ fn spawn(sandbox: &Sandbox) -> Child {
 
 fn config(sandbox: &Sandbox) -> PathBuf {
     sandbox.path().join("config.toml")
+}
+
+/// Writes the file. It has no ports: other tests' daemons would have the same.
+fn write_config(sandbox: &Sandbox, text: impl AsRef<str>) -> std::io::Result<()> {
+    let quiet = "[api]\nlisten = \"\"\nshadow_listen = \"\"\nmetrics_listen = \"\"\n";
+    let text = text.as_ref();
+    // One that was read back has them already.
+    let head = if text.starts_with(quiet) { "" } else { quiet };
+    fs::write(config(sandbox), format!("{head}{text}"))
 }
 
 /// A table for the file, and its folders.
@@ -211,7 +220,7 @@ fn a_killed_daemon_leaves_all_and_the_next_adopts_what_is_still_wanted() {
             service.write(name).unwrap();
         }
         let file = mount(&service.sandbox, "one", "");
-        fs::write(config(&service.sandbox), file).unwrap();
+        write_config(&service.sandbox, file).unwrap();
         service.daemon = spawn(&service.sandbox);
         service.wait_until("adopts", |status| health_of(status, "one") == "healthy");
         assert_eq!(service.server("one"), one);
@@ -310,7 +319,7 @@ fn mounts_in_each_other_are_wrong_before_anything_is_mounted() {
     std::os::unix::fs::symlink(sandbox.path().join("run"), sandbox.path().join("link")).unwrap();
     sandbox.user().act(|| fs::create_dir_all(sandbox.source().join("two")).unwrap());
     file += &table("two", &sandbox.source().join("two"), &sandbox.path().join("link/one/two"), "");
-    fs::write(config(&sandbox), file).unwrap();
+    write_config(&sandbox, file).unwrap();
     let mut daemon = spawn(&sandbox);
     let status = wait_for("the daemon to end", COMMAND_LIMIT, || daemon.try_wait().expect("the daemon"));
     let log = fs::read_to_string(sandbox.log()).unwrap();
@@ -359,7 +368,7 @@ fn what_has_changed_while_there_was_no_daemon() {
         let sandbox = &service.sandbox;
         let file = mount(sandbox, "one", "[mount.deadlines]\nunmount = \"200ms\"")
             + &mount(sandbox, "two", "read_only = true");
-        fs::write(config(sandbox), file).unwrap();
+        write_config(sandbox, file).unwrap();
         let daemon = spawn(sandbox);
         service.daemon = daemon;
         service.wait_until("adopts", |status| {
@@ -397,7 +406,7 @@ fn a_bad_source_does_not_end_what_still_serves() {
         service.daemon.wait().unwrap();
         let sandbox = &service.sandbox;
         let good = mount(sandbox, "one", "") + &mount(sandbox, "two", "");
-        fs::write(config(sandbox), good.replace("source/one", "source/typo")).unwrap();
+        write_config(sandbox, good.replace("source/one", "source/typo")).unwrap();
         let daemon = spawn(sandbox);
         service.daemon = daemon;
         service.wait_until("says what is wrong", |status| reasons_of(status, "one").contains("does not exist"));
@@ -414,7 +423,7 @@ fn a_failed_mount_alone_in_a_file_is_ready_and_retried() {
         let sandbox = Sandbox::new(ROOT_DIRECT.user, Duration::from_secs(60));
         let file = mount(&sandbox, "one", "");
         fs::remove_dir(sandbox.source().join("one")).unwrap();
-        fs::write(config(&sandbox), file).unwrap();
+        write_config(&sandbox, file).unwrap();
         let service = Service { daemon: spawn(&sandbox), sandbox };
         wait_for("readiness", COMMAND_LIMIT, || service.log().contains("serving 0 of 1 mounts").then_some(()));
         fs::create_dir(service.sandbox.source().join("one")).unwrap();

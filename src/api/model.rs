@@ -2,10 +2,12 @@
 //! changed; raise [`SCHEMA`] otherwise. What belongs to a later part of the system is there already, `null` or empty.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::config::Backend;
 
@@ -13,7 +15,7 @@ use crate::config::Backend;
 pub const SCHEMA: u32 = 1;
 
 /// How a mount, or all of them, are doing.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Health {
     /// Served by the stable backend, nothing missing.
@@ -37,7 +39,7 @@ impl Health {
 }
 
 /// Answer to `GET /api/v1/status`.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Status {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -48,7 +50,7 @@ pub struct Status {
 }
 
 /// The process that answers.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Daemon {
     /// Version of the program.
     pub version: String,
@@ -56,14 +58,43 @@ pub struct Daemon {
     pub pid: u32,
     /// When it started.
     #[serde(with = "humantime_serde")]
+    #[schema(value_type = String, format = DateTime)]
     pub started: SystemTime,
     /// Where it was asked, which `lighthouse-fs status` adds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub socket: Option<PathBuf>,
+    /// Why the daemon itself is degraded, whatever its mounts are.
+    #[serde(default)]
+    pub reasons: Vec<String>,
+    /// Where it answers over TCP.
+    #[serde(default)]
+    pub listeners: Vec<ListenerStatus>,
+}
+
+/// A place where the daemon answers over TCP, or is to.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ListenerStatus {
+    /// `api`, `shadow` or `metrics`.
+    pub name: String,
+    /// Its address.
+    #[schema(value_type = String)]
+    pub address: SocketAddr,
+    /// Whether it answers there.
+    pub listening: bool,
+}
+
+/// Answer to `GET /health/live`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct LiveAnswer {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// `true`; a daemon that is stuck does not answer.
+    pub live: bool,
 }
 
 /// The answer to `GET /api/v1/mounts/{name}`.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct MountAnswer {
     /// Version of this JSON.
     pub schema: u32,
@@ -73,13 +104,15 @@ pub struct MountAnswer {
 }
 
 /// One mount.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct MountStatus {
     /// Its name.
     pub name: String,
     /// Directory that is served.
+    #[schema(value_type = String)]
     pub source: PathBuf,
     /// Where it appears.
+    #[schema(value_type = String)]
     pub mountpoint: PathBuf,
     /// The serving process, if there is one.
     pub server_pid: Option<u32>,
@@ -112,7 +145,7 @@ pub struct MountStatus {
 }
 
 /// A change of backend.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct LastSwitch {
     /// The backend that served before.
     pub from: Backend,
@@ -124,11 +157,12 @@ pub struct LastSwitch {
     pub pause_ms: f64,
     /// When.
     #[serde(with = "humantime_serde")]
+    #[schema(value_type = String, format = DateTime)]
     pub at: SystemTime,
 }
 
 /// What the prober sees.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ProbeStatus {
     /// `answered`, `failed`, `silent`; `unknown` before the first answer; `blind` while no prober can be run; `not probed`.
     pub state: String,
@@ -139,7 +173,7 @@ pub struct ProbeStatus {
 }
 
 /// One backend of a mount.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct BackendStatus {
     /// Which.
     pub name: Backend,
@@ -154,7 +188,7 @@ pub struct BackendStatus {
 }
 
 /// Body of `POST /api/v1/mounts/{name}/switch`.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SwitchRequest {
     /// The backend that is to serve.
@@ -162,7 +196,7 @@ pub struct SwitchRequest {
 }
 
 /// What a switch did. From a backend to itself when it was serving already.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct SwitchAnswer {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -181,13 +215,13 @@ pub struct SwitchAnswer {
 }
 
 /// Answer to `GET /health/ready`.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct HealthAnswer {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// The worst of the mounts.
+    /// The worst of the mounts; degraded at least if the daemon itself is.
     pub health: Health,
-    /// Why it is not healthy, each with the name of its mount.
+    /// Why it is not healthy, each with the name of its mount; without one it is about the daemon.
     pub reasons: Vec<String>,
     /// Health of each mount, by name.
     pub mounts: BTreeMap<String, Health>,
@@ -195,19 +229,53 @@ pub struct HealthAnswer {
 
 impl From<&Status> for HealthAnswer {
     fn from(status: &Status) -> Self {
-        let mounts = &status.mounts;
-        let reasons = mounts.iter().flat_map(|mount| mount.reasons.iter().map(|why| format!("{}: {why}", mount.name)));
-        Self {
-            schema: SCHEMA,
-            health: mounts.iter().map(|mount| mount.health).max().unwrap_or(Health::Healthy),
-            reasons: reasons.collect(),
-            mounts: mounts.iter().map(|mount| (mount.name.clone(), mount.health)).collect(),
+        let mounts = status.mounts.iter().map(|mount| (mount.name.clone(), mount.health, mount.reasons.clone()));
+        let mut answer = Self::of(mounts);
+        if !status.daemon.reasons.is_empty() {
+            answer.health = answer.health.max(Health::Degraded);
+            answer.reasons.splice(..0, status.daemon.reasons.iter().cloned());
         }
+        answer
+    }
+}
+
+impl HealthAnswer {
+    fn of(mounts: impl Iterator<Item = (String, Health, Vec<String>)>) -> Self {
+        let mut answer =
+            Self { schema: SCHEMA, health: Health::Healthy, reasons: Vec::new(), mounts: BTreeMap::default() };
+        for (name, health, reasons) in mounts {
+            answer.health = answer.health.max(health);
+            answer.reasons.extend(reasons.iter().map(|why| format!("{name}: {why}")));
+            answer.mounts.insert(name, health);
+        }
+        answer
+    }
+
+    /// Whether the candidate of each mount that has one could serve.
+    #[must_use]
+    pub fn of_candidates(status: &Status) -> Self {
+        let candidates = status.mounts.iter().filter_map(|mount| {
+            let candidate = mount.candidate?;
+            let backend = mount.backends.iter().find(|backend| backend.name == candidate)?;
+            let is_ready = ["attached", "parked", "draining"].contains(&backend.state.as_str());
+            let why = backend.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+            Some(if is_ready {
+                (mount.name.clone(), Health::Healthy, Vec::new())
+            } else {
+                (mount.name.clone(), Health::Unhealthy, vec![format!("{candidate} is {}{why}", backend.state)])
+            })
+        });
+        let mut answer = Self::of(candidates);
+        if answer.mounts.is_empty() {
+            answer.health = Health::Unhealthy;
+            answer.reasons.push("no mount has a candidate".into());
+        }
+        answer
     }
 }
 
 /// An error, as `application/problem+json` (RFC 9457).
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
     /// The HTTP status in words.
     pub title: String,

@@ -1,156 +1,129 @@
-//! The routes, who may use them, and what errors look like.
+//! The routes, and the document that describes them: both come from the same list.
 
-use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::connect_info::Connected;
-use axum::extract::rejection::JsonRejection;
-use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Request, State};
-use axum::http::{StatusCode, Uri, header};
-use axum::middleware::{self, Next};
+use axum::extract::{DefaultBodyLimit, FromRequest, Path, Request, State};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::middleware;
+use axum::response::sse::{KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::serve::IncomingStream;
-use axum::{Json, Router};
-use tokio::net::UnixListener;
+use axum::routing::get;
+use axum::{Extension, Json, Router};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::time::timeout;
+use utoipa::openapi::OpenApi;
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa::{OpenApi as _, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-use super::model::{Health, HealthAnswer, MountAnswer, Problem, SCHEMA, Status, SwitchAnswer, SwitchRequest};
-use crate::config::Backend;
-use crate::metrics;
+use super::admission::{self, Door, Gate, Reader};
+use super::events::Published;
+use super::model::{
+    Health, HealthAnswer, LiveAnswer, MountAnswer, MountStatus, Problem, SCHEMA, Status, SwitchAnswer, SwitchRequest,
+};
+use super::problem::{self, problem};
+use super::serving::Connection;
+use super::{Control, ControlError};
+use crate::metrics::CONTENT_TYPE;
 
 /// Largest request body in bytes; the longest sensible one has some 20.
 const LARGEST_BODY: usize = 4 << 10;
+/// How often a stream without news shows that it lives.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// What lies behind the routes.
-pub trait Control: Clone + Send + Sync + 'static {
-    /// Whether a group may control it: then whoever the mode of the socket lets in is admitted, since the kernel has looked
-    /// at all groups of that process, of which SO_PEERCRED tells only one.
-    fn admits_group(&self) -> bool;
+type Shared = Arc<dyn Control>;
 
-    /// How everything is doing. Must not wait for anything.
-    fn status(&self) -> Status;
+#[derive(utoipa::OpenApi)]
+#[openapi(info(
+    title = "Lighthouse FS",
+    version = "1",
+    description = "Control of one daemon. On its Unix socket the peer's user and group decide; over TCP whatever changes \
+                   something needs the token, and, where other machines get in, reading does too.",
+    license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")
+))]
+struct Document;
 
-    /// All metrics in the Prometheus text format (version 0.0.4).
-    fn metrics(&self) -> String;
-
-    /// Changes the backend of a mount, and returns when it is done or has failed.
-    fn switch(&self, mount: &str, to: Backend) -> impl Future<Output = Result<SwitchAnswer, ControlError>> + Send;
+fn api() -> OpenApiRouter<Shared> {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(live))
+        .routes(routes!(ready))
+        .routes(routes!(status))
+        .routes(routes!(mount))
+        .routes(routes!(switch))
+        .routes(routes!(events))
+        .routes(routes!(openapi_json))
 }
 
-/// Why an operation was not done.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum ControlError {
-    /// There is no such mount.
-    #[error("no mount is called \"{0}\": `lighthouse-fs status` lists them")]
-    UnknownMount(String),
-    /// It cannot be done as things are; what was before goes on.
-    #[error("{0}")]
-    Refused(String),
-    /// The mount is not served.
-    #[error("mount \"{mount}\" is not served: {why}")]
-    NotServed {
-        /// Its name.
-        mount: String,
-        /// Why.
-        why: String,
-    },
-    /// The server did not answer in time.
-    #[error(
-        "the server of mount \"{mount}\" gave no answer within {limit:?}: the switch may still be done; see `lighthouse-fs status`, and the log of the daemon"
-    )]
-    Late {
-        /// Its name.
-        mount: String,
-        /// How long was waited.
-        limit: Duration,
-    },
+/// The description of the API.
+#[must_use]
+pub fn document() -> OpenApi {
+    let mut document = api().into_openapi();
+    let token = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
+    document.components.get_or_insert_default().add_security_scheme("token", token);
+    document
 }
 
-impl IntoResponse for ControlError {
-    fn into_response(self) -> Response {
-        let status = match self {
-            Self::UnknownMount(_) => StatusCode::NOT_FOUND,
-            Self::Refused(_) => StatusCode::CONFLICT,
-            Self::NotServed { .. } => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Late { .. } => StatusCode::GATEWAY_TIMEOUT,
-        };
-        problem(status, self.to_string())
-    }
+/// The API as it is on the Unix socket. Each request must carry a [`ConnectInfo`](axum::extract::ConnectInfo) with its
+/// [`Peer`](super::Peer).
+pub fn router(control: impl Control) -> Router {
+    let admits_group = control.admits_group();
+    let routes = Router::from(api()).route("/metrics", get(metrics));
+    finish(routes, control).layer(middleware::from_fn_with_state(admits_group, admission::of_peer))
 }
 
-/// The process at the other end of a connection.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Peer {
-    /// Its user, if the kernel told (SO_PEERCRED).
-    pub uid: Option<u32>,
+/// What is behind a door.
+pub(super) fn over_tcp(door: Door, control: impl Control, gate: Gate) -> Router {
+    let routes = match door {
+        Door::Api => api().into(),
+        Door::Shadow => {
+            Router::new().route("/health/ready", get(candidate_ready)).route("/api/v1/divergence", get(divergence))
+        }
+        Door::Metrics => Router::new()
+            .route("/metrics", get(metrics))
+            .route("/health/live", get(live))
+            .route("/health/ready", get(ready)),
+    };
+    finish(routes, control).layer(middleware::from_fn_with_state(gate, Gate::admit))
 }
 
-impl Peer {
-    /// Whether this user may control a daemon that runs as `daemon`.
-    fn may_control(self, daemon: u32, admits_group: bool) -> bool {
-        self.uid.is_some_and(|uid| uid == 0 || uid == daemon || admits_group)
-    }
-}
-
-impl Connected<IncomingStream<'_, UnixListener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
-        Self { uid: stream.io().peer_cred().ok().map(|credentials| credentials.uid()) }
-    }
-}
-
-/// Answers on `listener` until `stop` is done; requests that are being answered then get their answer.
-///
-/// # Errors
-/// When the listener fails for good.
-pub async fn serve(
-    listener: UnixListener,
-    control: impl Control,
-    stop: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
-    let service = router(control).into_make_service_with_connect_info::<Peer>();
-    axum::serve(listener, service).with_graceful_shutdown(stop).await
-}
-
-/// All routes. Each request must carry a [`ConnectInfo`] with its [`Peer`].
-pub fn router<C: Control>(control: C) -> Router {
-    Router::new()
-        .route("/health/live", get(live))
-        .route("/health/ready", get(ready::<C>))
-        .route("/metrics", get(metrics::<C>))
-        .route("/api/v1/status", get(status::<C>))
-        .route("/api/v1/mounts/{name}", get(mount::<C>))
-        .route("/api/v1/mounts/{name}/switch", post(switch::<C>))
+fn finish(routes: Router<Shared>, control: impl Control) -> Router {
+    routes
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(LARGEST_BODY))
-        .layer(middleware::from_fn_with_state(control.admits_group(), authorise))
-        .with_state(control)
+        .layer(middleware::from_fn(problem::everywhere))
+        .with_state(Arc::new(control))
 }
 
-/// Lets root, the daemon's own user and the socket's group pass, for every route: what a mount serves, and from where, is nobody else's
-/// business.
-async fn authorise(
-    State(admits_group): State<bool>,
-    ConnectInfo(peer): ConnectInfo<Peer>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let daemon = rustix::process::geteuid().as_raw();
-    if peer.may_control(daemon, admits_group) {
-        return next.run(request).await;
+/// Whether the daemon's own loop turns
+#[utoipa::path(get, path = "/health/live", responses((status = 200, body = LiveAnswer)))]
+async fn live() -> Json<LiveAnswer> {
+    Json(LiveAnswer { schema: SCHEMA, live: true })
+}
+
+/// Whether the mounts are served
+#[utoipa::path(get, path = "/health/ready", responses(
+    (status = 200, description = "Healthy or degraded", body = HealthAnswer),
+    (status = 503, description = "A mount is not served", body = HealthAnswer),
+    (status = "default", response = inline(Refusal)),
+))]
+async fn ready(State(control): State<Shared>, Extension(reader): Extension<Reader>) -> impl IntoResponse {
+    health_answer(HealthAnswer::from(&control.status()), reader)
+}
+
+/// Whether the candidates could serve.
+async fn candidate_ready(State(control): State<Shared>, Extension(reader): Extension<Reader>) -> impl IntoResponse {
+    health_answer(HealthAnswer::of_candidates(&control.status()), reader)
+}
+
+fn health_answer(mut answer: HealthAnswer, reader: Reader) -> (StatusCode, Json<HealthAnswer>) {
+    // They name paths.
+    if reader == Reader::Stranger {
+        answer.reasons.clear();
     }
-    problem(
-        StatusCode::FORBIDDEN,
-        format!("only root and the user with uid {daemon} may control this daemon: ask as one of them"),
-    )
-}
-
-async fn live() -> Json<serde_json::Value> {
-    Json(serde_json::json!({ "schema": SCHEMA, "live": true }))
-}
-
-async fn ready<C: Control>(State(control): State<C>) -> (StatusCode, Json<HealthAnswer>) {
-    let answer = HealthAnswer::from(&control.status());
     let code = match answer.health {
         Health::Healthy | Health::Degraded => StatusCode::OK,
         Health::Unhealthy => StatusCode::SERVICE_UNAVAILABLE,
@@ -158,31 +131,87 @@ async fn ready<C: Control>(State(control): State<C>) -> (StatusCode, Json<Health
     (code, Json(answer))
 }
 
-async fn metrics<C: Control>(State(control): State<C>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], control.metrics())
-}
-
-async fn status<C: Control>(State(control): State<C>) -> Json<Status> {
+/// How everything is doing
+#[utoipa::path(get, path = "/api/v1/status", responses(
+    (status = 200, body = Status),
+    (status = "default", response = inline(Refusal)),
+))]
+async fn status(State(control): State<Shared>) -> Json<Status> {
     Json(control.status())
 }
 
-async fn mount<C: Control>(
-    State(control): State<C>,
-    Path(name): Path<String>,
-) -> Result<Json<MountAnswer>, ControlError> {
-    let found = control.status().mounts.into_iter().find(|mount| mount.name == name);
+/// How one mount is doing
+#[utoipa::path(get, path = "/api/v1/mounts/{name}", params(("name" = String, Path, description = "The mount")), responses(
+    (status = 200, body = MountAnswer),
+    (status = 404, description = "There is no such mount", body = Problem, content_type = "application/problem+json"),
+    (status = "default", response = inline(Refusal)),
+))]
+async fn mount(State(control): State<Shared>, Path(name): Path<String>) -> Result<Json<MountAnswer>, ControlError> {
+    let is_meant = |mount: &MountStatus| mount.name == name;
+    let found = control.status().mounts.into_iter().find(is_meant);
     found.map(|mount| Json(MountAnswer { schema: SCHEMA, mount })).ok_or(ControlError::UnknownMount(name))
 }
 
-async fn switch<C: Control>(
-    State(control): State<C>,
+/// Change the backend of a mount
+#[utoipa::path(post, path = "/api/v1/mounts/{name}/switch", params(("name" = String, Path, description = "The mount")),
+    request_body = SwitchRequest, security(("token" = [])), responses(
+    (status = 200, description = "Done; nothing was to do if it served already", body = SwitchAnswer),
+    (status = 404, description = "There is no such mount", body = Problem, content_type = "application/problem+json"),
+    (status = 409, description = "It cannot be done; the old backend serves on", body = Problem, content_type = "application/problem+json"),
+    (status = "default", response = inline(Refusal)),
+))]
+async fn switch(
+    State(control): State<Shared>,
     Path(name): Path<String>,
-    body: Result<Json<SwitchRequest>, JsonRejection>,
+    Sent(request): Sent<SwitchRequest>,
+) -> Result<Json<SwitchAnswer>, ControlError> {
+    control.switch(&name, request.to).await.map(Json)
+}
+
+/// What happens, as server-sent events
+///
+/// The `data` of each is a JSON object, its `event` the object's field of that name. A client that names the last id that it
+/// has seen gets what it has missed, after an event `gap` if something of that is no longer known.
+#[utoipa::path(get, path = "/api/v1/events",
+    params(("last-event-id" = Option<u64>, Header, description = "The last event that the client has seen")), responses(
+    (status = 200, description = "A stream without end", body = Published, content_type = "text/event-stream"),
+    (status = 503, description = "Enough clients listen already", body = Problem, content_type = "application/problem+json"),
+    (status = "default", response = inline(Refusal)),
+))]
+async fn events(
+    State(control): State<Shared>,
+    Extension(connection): Extension<Connection>,
+    headers: HeaderMap,
 ) -> Response {
-    match body {
-        Ok(Json(request)) => control.switch(&name, request.to).await.map(Json).into_response(),
-        Err(rejection) => problem(rejection.status(), rejection.body_text()),
+    let last = match headers.get("last-event-id").map(|id| id.to_str().ok().and_then(|id| id.trim().parse().ok())) {
+        Some(None) => return problem(StatusCode::BAD_REQUEST, "the header `last-event-id` is no id of an event"),
+        Some(id) => id,
+        None => None,
+    };
+    match control.events().stream(last, connection.stopping) {
+        Some(stream) => {
+            let stream = Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
+            // Proxies are not to gather them.
+            ([("x-accel-buffering", "no")], stream).into_response()
+        }
+        None => {
+            problem(StatusCode::SERVICE_UNAVAILABLE, "as many clients as there may be listen already: end one of them")
+        }
     }
+}
+
+/// This document
+#[utoipa::path(get, path = "/api/v1/openapi.json", responses((status = 200, body = Object)))]
+async fn openapi_json() -> Json<OpenApi> {
+    Json(document())
+}
+
+async fn metrics(State(control): State<Shared>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], control.metrics())
+}
+
+async fn divergence() -> Response {
+    problem(StatusCode::NOT_FOUND, "this version compares nothing: there is no divergence to tell of")
 }
 
 async fn unknown_route(uri: Uri) -> Response {
@@ -193,28 +222,23 @@ async fn wrong_method(request: Request) -> Response {
     problem(StatusCode::METHOD_NOT_ALLOWED, format!("{} is not for {}", request.uri().path(), request.method()))
 }
 
-fn problem(status: StatusCode, detail: String) -> Response {
-    let title = status.canonical_reason().unwrap_or("Error").to_owned();
-    let body = Json(Problem { title, status: status.as_u16(), detail });
-    (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response()
-}
+/// An error in the document.
+#[derive(Serialize, ToSchema, utoipa::ToResponse)]
+#[response(description = "It was not done, and why", content_type = "application/problem+json")]
+struct Refusal(Problem);
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use rstest::rstest;
+/// The body of a request, in JSON, if it comes in time.
+struct Sent<T>(T);
 
-    #[rstest]
-    #[case(Some(0), false, true)]
-    #[case(Some(1000), false, true)]
-    #[case(Some(1001), false, false)]
-    #[case(Some(1001), true, true)]
-    #[case(None, true, false)]
-    fn root_the_own_user_and_the_group_may(
-        #[case] uid: Option<u32>,
-        #[case] admits_group: bool,
-        #[case] allowed: bool,
-    ) {
-        assert_eq!(Peer { uid }.may_control(1000, admits_group), allowed);
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Sent<T> {
+    type Rejection = Response;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Response> {
+        let bounds = request.extensions().get::<Connection>().map(|connection| connection.bounds).unwrap_or_default();
+        match timeout(bounds.body, Json::from_request(request, state)).await {
+            Ok(Ok(Json(body))) => Ok(Self(body)),
+            Ok(Err(rejection)) => Err(problem(rejection.status(), rejection.body_text())),
+            Err(_) => Err(problem(StatusCode::REQUEST_TIMEOUT, "the body of the request has not come in time")),
+        }
     }
 }

@@ -81,7 +81,10 @@ fn text(answer: &HealthAnswer) -> String {
         let why = if reasons.is_empty() { String::new() } else { format!(": {}", reasons.join("; ")) };
         printable(format_args!("{name} is {}{why}", health.name()))
     };
-    let lines: Vec<_> = answer.mounts.iter().map(line).collect();
+    let is_of_mount = |why: &str| why.split_once(": ").is_some_and(|(name, _)| answer.mounts.contains_key(name));
+    let of_daemon = answer.reasons.iter().filter(|why| !is_of_mount(why));
+    let of_daemon = of_daemon.map(|why| printable(format_args!("the daemon is degraded: {why}")));
+    let lines: Vec<_> = answer.mounts.iter().map(line).chain(of_daemon).collect();
     if lines.is_empty() { "nothing is mounted".into() } else { lines.join("\n") }
 }
 
@@ -102,6 +105,15 @@ mod tests {
     #[test]
     fn each_mount_has_a_line() {
         assert_eq!(text(&answer()), "a is degraded: slow; late\nab is unhealthy: gone\nc is healthy");
+    }
+
+    #[test]
+    fn the_daemon_has_lines_of_its_own() {
+        let mut answer = only("c", &answer()).unwrap();
+        assert_eq!(text(&answer), "c is healthy");
+        answer.reasons.push("the api listener cannot use 127.0.0.1:1: taken".into());
+        let expected = "c is healthy\nthe daemon is degraded: the api listener cannot use 127.0.0.1:1: taken";
+        assert_eq!(text(&answer), expected);
     }
 
     #[test]

@@ -86,7 +86,7 @@ impl Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
     Status(status::Args),
     Switch(switch::Args),
     Health(health::Args),

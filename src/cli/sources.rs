@@ -45,6 +45,18 @@ pub struct Args {
     /// Reader threads of backend fuse2 [default: 16]
     #[arg(long, value_name = "N", value_parser = flag("mount.io.threads"))]
     threads: Option<String>,
+    /// Where the API answers over TCP, address with port; "" turns it off [default: 127.0.0.1:8765 with --config, else off]
+    #[arg(long, value_name = "ADDRESS", value_parser = flag("api.listen"))]
+    listen: Option<String>,
+    /// Where it is said whether the candidate is ready [default: 127.0.0.1:8766 with --config, else off]
+    #[arg(long, value_name = "ADDRESS", value_parser = flag("api.shadow_listen"))]
+    shadow_listen: Option<String>,
+    /// Where metrics and health are read [default: 127.0.0.1:9765 with --config, else off]
+    #[arg(long, value_name = "ADDRESS", value_parser = flag("api.metrics_listen"))]
+    metrics_listen: Option<String>,
+    /// File of the token without which nothing is changed over TCP
+    #[arg(long, value_name = "FILE", value_parser = place)]
+    token_file: Option<String>,
 }
 
 impl Args {
@@ -63,6 +75,10 @@ impl Args {
             ("mount.allow_other", yes(self.allow_other)),
             ("mount.read_only", yes(self.read_only)),
             ("mount.io.threads", self.threads.clone()),
+            ("api.listen", self.listen.clone()),
+            ("api.shadow_listen", self.shadow_listen.clone()),
+            ("api.metrics_listen", self.metrics_listen.clone()),
+            ("api.token_file", self.token_file.clone()),
         ];
         Sources {
             file: self.config.clone(),

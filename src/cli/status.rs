@@ -1,19 +1,25 @@
 //! `status`: what is mounted, and how it is doing.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use comfy_table::Table;
 
-use super::{Global, ask, daemons, fail_asking, printable, say, say_json};
+use super::{Global, ask, daemons, exit, fail, fail_asking, printable, say, say_json};
 use crate::api::model::{LastSwitch, MountStatus, Status};
+
+/// Between two looks.
+const TURN: Duration = Duration::from_secs(2);
 
 const EXAMPLES: &str = "Examples:
   lighthouse-fs status
   lighthouse-fs status projects
   lighthouse-fs status --json | jq '.mounts[].active'
+  lighthouse-fs status --watch
 
-Without --socket the daemons on the usual sockets are asked, as root those of other users too; with --json each gives a document of its own.";
+Without --socket the daemons on the usual sockets are asked, as root those of other users too; with --json each gives a document of its own. With --watch there is a line for each
+mount every two seconds, or with --json for each daemon, until Ctrl-C.";
 
 /// Show mounts, active backends and health
 #[derive(Debug, clap::Args)]
@@ -24,33 +30,88 @@ pub struct Args {
     /// Answer in JSON
     #[arg(long)]
     json: bool,
+    /// Go on, with a line for each mount every two seconds
+    #[arg(long)]
+    watch: bool,
 }
 
 /// Asks the daemons.
 pub fn run(args: &Args, global: &Global) -> ExitCode {
     ask(async {
-        match daemons::statuses(global).await {
-            Ok(statuses) => show(args, statuses),
+        match daemons::statuses(global).await.map(|statuses| only(args, statuses)) {
+            Ok(Ok(_)) if args.watch => watch(args, global).await,
+            Ok(Ok(statuses)) => show(args, &statuses),
+            Ok(Err(unknown)) => unknown,
             Err(error) => fail_asking(&error),
         }
     })
 }
 
-fn show(args: &Args, mut statuses: Vec<Status>) -> ExitCode {
+/// Shows the mounts again and again. Daemons may come and go meanwhile.
+async fn watch(args: &Args, global: &Global) -> ExitCode {
+    let mut turns = tokio::time::interval(TURN);
+    loop {
+        turns.tick().await;
+        let mut lines = Vec::new();
+        match daemons::statuses(global).await.map(|statuses| only(args, statuses)) {
+            Ok(Ok(statuses)) if args.json => {
+                lines.extend(statuses.iter().filter_map(|status| serde_json::to_string(status).ok()));
+            }
+            Ok(Ok(statuses)) => lines.extend(statuses.iter().flat_map(|status| &status.mounts).map(line)),
+            // The mount is gone for the time being, and that was said.
+            Ok(Err(_)) => {}
+            Err(error) => drop(fail_asking(&error)),
+        }
+        let mut stdout = io::stdout().lock();
+        let told = lines.iter().try_for_each(|line| writeln!(stdout, "{line}")).and_then(|()| stdout.flush());
+        match told {
+            Ok(()) => {}
+            // The reader has seen enough.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
+            Err(error) => return fail(exit::FAILED, format_args!("the answer cannot be written: {error}")),
+        }
+    }
+}
+
+/// A mount in one line, for people and for `grep`.
+fn line(mount: &MountStatus) -> String {
+    let weights: Vec<_> = mount.active.iter().map(|(backend, weight)| format!("{backend}={weight}%")).collect();
+    let operations: u64 = mount.backends.iter().map(|backend| backend.operations).sum();
+    let errors: u64 = mount.backends.iter().map(|backend| backend.errors).sum();
+    let why = if mount.reasons.is_empty() { String::new() } else { format!(" ({})", mount.reasons.join("; ")) };
+    printable(format_args!(
+        "{} {} {}{why}, active {}, operations {operations}, errors {errors}, in flight {}",
+        humantime::format_rfc3339_seconds(SystemTime::now()),
+        mount.name,
+        mount.health.name(),
+        if weights.is_empty() { "none".into() } else { weights.join(" ") },
+        mount.in_flight,
+    ))
+}
+
+/// What was asked for; or else it has been said that there is no such mount.
+fn only(args: &Args, mut statuses: Vec<Status>) -> Result<Vec<Status>, ExitCode> {
     if let Some(name) = &args.mount {
         for status in &mut statuses {
             status.mounts.retain(|mount| daemons::names(name, mount));
         }
         statuses.retain(|status| !status.mounts.is_empty());
         if statuses.is_empty() {
-            return daemons::unknown(name);
+            return Err(daemons::unknown(name));
         }
     }
+    Ok(statuses)
+}
+
+fn show(args: &Args, statuses: &[Status]) -> ExitCode {
     if args.json {
         return statuses.iter().map(say_json).find(|code| *code != ExitCode::SUCCESS).unwrap_or(ExitCode::SUCCESS);
     }
     let mounts: Vec<_> = statuses.iter().flat_map(|status| &status.mounts).collect();
-    let mut text = overview(&statuses).trim_fmt();
+    let mut text = overview(statuses).trim_fmt();
+    for reason in statuses.iter().flat_map(|status| &status.daemon.reasons) {
+        text += &format!("\nthe daemon is degraded: {}", printable(reason));
+    }
     for mount in &mounts {
         for reason in &mount.reasons {
             text += &format!("\n{}: {}", printable(&mount.name), printable(reason));

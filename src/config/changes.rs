@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::keys::{DAEMON, Effect, Key, MOUNT};
+use super::keys::{API, DAEMON, Effect, Key, MOUNT};
 use super::{Mount, Settings};
 
 /// One value that is another now.
@@ -47,6 +47,7 @@ pub fn changes(old: &Settings, new: &Settings) -> Changes {
         mounts.iter().filter(|mount| !named(those, &mount.name)).cloned().collect()
     };
     let mut values = compare("daemon", None, DAEMON, &old.daemon, &new.daemon);
+    values.extend(compare("api", None, API, &old.api, &new.api));
     for after in &new.mounts {
         if let Some(before) = old.mounts.iter().find(|mount| mount.name == after.name) {
             values.extend(compare("mount", Some(&after.name), MOUNT, before, after));
@@ -70,12 +71,12 @@ fn compare<T: Clone>(table: &str, mount: Option<&str>, keys: &[Key<T>], old: &T,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Daemon;
+    use crate::config::{Api, Daemon};
     use std::time::Duration;
 
     fn settings() -> Settings {
         let mounts = ["a", "b"].map(|name| Mount::new(name, format!("/srv/{name}"), format!("/mnt/{name}")));
-        Settings { daemon: Daemon::new("/run/control.sock"), mounts: mounts.into() }
+        Settings { daemon: Daemon::new("/run/control.sock"), api: Api::default(), mounts: mounts.into() }
     }
 
     #[test]
@@ -90,6 +91,7 @@ mod tests {
         let mut new = settings();
         new.daemon.log_level = "debug".into();
         new.daemon.socket = "/tmp/control.sock".into();
+        new.api.listen = None;
         new.mounts[1].deadlines.drain = Duration::from_secs(3);
         new.mounts[1].io.threads = 2;
         let changes = changes(&settings(), &new);
@@ -112,6 +114,7 @@ mod tests {
             [
                 r#"- daemon.socket: "/run/control.sock" to "/tmp/control.sock", with the next start of the daemon"#,
                 r#"- daemon.log_level: "info" to "debug", live"#,
+                r#"- api.listen: "127.0.0.1:8765" to "", live"#,
                 "b mount.io.threads: 16 to 2, with the next mount",
                 r#"b mount.deadlines.drain: "2s" to "3s", live"#,
             ]

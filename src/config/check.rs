@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::load::{Draft, Section};
 use super::problem::{Origin, Problem, Wrong};
-use super::{Mount, Rollout};
+use super::{Mount, Rollout, is_loopback};
 
 /// A daemon has a process for each; and each is compared with each.
 const MOST_MOUNTS: usize = 256;
@@ -17,6 +17,7 @@ pub(super) fn check(draft: &mut Draft, file: Option<&Path>) {
     if draft.mounts.is_empty() && !draft.problems.iter().any(|problem| problem.key.as_deref() == Some("mount")) {
         problems.push(no_mount(file));
     }
+    listeners(draft, &mut problems);
     if let Some(mount) = draft.mounts.get(MOST_MOUNTS) {
         let message = format!("there are {} mounts", draft.mounts.len());
         let wrong = Wrong::new(message, format!("have up to {MOST_MOUNTS}, and another daemon for the rest"));
@@ -30,6 +31,10 @@ pub(super) fn check(draft: &mut Draft, file: Option<&Path>) {
         outside(mount, "daemon.socket", "the control socket", socket, &mut problems);
         let state = (&draft.daemon.value.state_dir, draft.daemon.origin_of("state_dir"));
         outside(mount, "daemon.state_dir", "the state directory", state, &mut problems);
+        if let Some(path) = &draft.api.value.token_file {
+            let token = (path, draft.api.origin_of("token_file"));
+            outside(mount, "api.token_file", "the token file", token, &mut problems);
+        }
         rollout(mount, &mut problems);
         if let Some(path) = file {
             let path = std::path::absolute(path).unwrap_or_else(|_| path.into());
@@ -46,6 +51,40 @@ pub(super) fn check(draft: &mut Draft, file: Option<&Path>) {
         }
     }
     draft.problems.append(&mut problems);
+}
+
+/// Whether they can all be bound, and none lets strangers in.
+fn listeners(draft: &Draft, problems: &mut Vec<Problem>) {
+    let api = &draft.api.value;
+    let mut complain = |key: &str, origin: &Origin, wrong| {
+        problems.push(Problem { origin: origin.clone(), key: Some(format!("api.{key}")), wrong });
+    };
+    if let Some(listen) = api.listen
+        && !is_loopback(listen.ip())
+        && api.token_file.is_none()
+    {
+        let message = format!("{listen} can be reached from other machines, and there is no token");
+        let wrong = Wrong::new(message, "set token_file, or listen on 127.0.0.1");
+        complain("listen", draft.api.origin_of("listen"), wrong);
+    }
+    let all = [("listen", api.listen), ("shadow_listen", api.shadow_listen), ("metrics_listen", api.metrics_listen)];
+    for (number, (key, address)) in all.iter().enumerate() {
+        let Some(address) = address.filter(|address| address.port() != 0) else { continue };
+        for (other, taken) in &all[..number] {
+            let meets = |taken: std::net::SocketAddr| {
+                let is_any = taken.ip().is_unspecified() || address.ip().is_unspecified();
+                taken.port() == address.port() && (is_any || taken.ip() == address.ip())
+            };
+            if taken.is_some_and(meets) {
+                let origin = match draft.api.origin_of(key) {
+                    Origin::Default => draft.api.origin_of(other),
+                    said => said,
+                };
+                let wrong = Wrong::new(format!("port {} is taken by {other}", address.port()), "choose another one");
+                complain(key, origin, wrong);
+            }
+        }
+    }
 }
 
 fn no_mount(file: Option<&Path>) -> Problem {

@@ -1,9 +1,10 @@
 //! Environment variables, which beat the file: the interface of containers.
 
 use std::ffi::{OsStr, OsString};
+use std::net::IpAddr;
 
 use super::file::nearest;
-use super::keys::{DAEMON, Key, MOUNT};
+use super::keys::{API, DAEMON, Key, MOUNT};
 use super::load::{Draft, Section};
 use super::problem::{Origin, Problem, Wrong, quoted};
 
@@ -11,17 +12,10 @@ use super::problem::{Origin, Problem, Wrong, quoted};
 const PREFIX: &str = "LIGHTHOUSE_";
 /// Sets the log level to debug, unless a level is named elsewhere in the environment.
 pub(super) const DEBUG: &str = "LIGHTHOUSE_FUSE_DEBUG";
+/// The address of every listener that is on; the ports stay.
+pub(super) const ADDRESS: &str = "LIGHTHOUSE_LISTEN_ADDRESS";
 /// Variables that later versions heed.
-const LATER: &[&str] = &[
-    "LIGHTHOUSE_FUSE_PARALLEL_TEST",
-    "LIGHTHOUSE_FUSE_BENCHMARK",
-    "LIGHTHOUSE_SHADOW_MOUNT_POINT",
-    "LIGHTHOUSE_PORT",
-    "LIGHTHOUSE_SHADOW_PORT",
-    "LIGHTHOUSE_METRICS_PORT",
-    "LIGHTHOUSE_LISTEN_ADDRESS",
-    "LIGHTHOUSE_API_TOKEN_FILE",
-];
+const LATER: &[&str] = &["LIGHTHOUSE_FUSE_PARALLEL_TEST", "LIGHTHOUSE_FUSE_BENCHMARK", "LIGHTHOUSE_SHADOW_MOUNT_POINT"];
 /// Of these each mount has its own.
 const OF_ONE_MOUNT: [&str; 2] = ["source", "mountpoint"];
 
@@ -48,6 +42,15 @@ pub(super) fn lay_over(draft: &mut Draft, environment: &[(OsString, OsString)]) 
             let Draft { daemon, problems, .. } = draft;
             set("daemon", key, daemon, variable, value, problems);
         }
+    }
+    for key in API {
+        if let Some((variable, value)) = key.variable.and_then(|variable| Some((variable, said(variable)?))) {
+            let Draft { api, problems, .. } = draft;
+            set("api", key, api, variable, value, problems);
+        }
+    }
+    if let Some(value) = said(ADDRESS) {
+        address(draft, value);
     }
     for key in MOUNT {
         let Some((variable, value)) = key.variable.and_then(|variable| Some((variable, said(variable)?))) else {
@@ -91,6 +94,25 @@ fn problem(table: &str, name: &str, variable: &'static str, wrong: Wrong) -> Pro
     Problem { origin: Origin::Environment { variable }, key: Some(format!("{table}.{name}")), wrong }
 }
 
+fn address(draft: &mut Draft, value: &OsStr) {
+    let Some(ip) = value.to_str().and_then(|text| text.parse::<IpAddr>().ok()) else {
+        let message = format!("{} is no address", quoted(&value.to_string_lossy()));
+        let wrong = Wrong::new(message, "use one such as 127.0.0.1, 0.0.0.0 or ::");
+        return draft.problems.push(problem("api", "listen", ADDRESS, wrong));
+    };
+    let api = &mut draft.api.value;
+    let listeners = [
+        ("listen", &mut api.listen),
+        ("shadow_listen", &mut api.shadow_listen),
+        ("metrics_listen", &mut api.metrics_listen),
+    ];
+    let on = listeners.into_iter().filter_map(|(key, listener)| Some((key, listener.as_mut()?)));
+    let moved: Vec<_> = on.map(|(key, listener)| (listener.set_ip(ip), key).1).collect();
+    for key in moved {
+        draft.api.heard(key, Origin::Environment { variable: ADDRESS });
+    }
+}
+
 fn debug(draft: &mut Draft, value: &OsStr) {
     match value.to_str().and_then(super::value::flag) {
         Some(true) => {
@@ -109,7 +131,8 @@ fn debug(draft: &mut Draft, value: &OsStr) {
 /// programs have that name too.
 fn warn(draft: &mut Draft, environment: &[(OsString, OsString)]) {
     let of_keys = DAEMON.iter().filter_map(|key| key.variable).chain(MOUNT.iter().filter_map(|key| key.variable));
-    let known: Vec<_> = of_keys.chain([DEBUG]).collect();
+    let of_keys = of_keys.chain(API.iter().filter_map(|key| key.variable));
+    let known: Vec<_> = of_keys.chain([DEBUG, ADDRESS]).collect();
     for name in environment.iter().filter(|(_, value)| !value.is_empty()).filter_map(|(name, _)| name.to_str()) {
         let Some(own) = name.strip_prefix(PREFIX).filter(|_| !known.contains(&name)) else { continue };
         if LATER.contains(&name) {

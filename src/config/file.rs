@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::keys::{DAEMON, Key, LATER, MOUNT, names};
+use super::keys::{API, DAEMON, Key, LATER, MOUNT, names};
 use super::load::{Draft, Section};
 use super::problem::{Origin, Problem, Wrong};
 use super::value::{Kind, Toml};
-use super::{Daemon, Mount, steps};
+use super::{Api, Daemon, Mount, steps};
 
 /// More than anybody writes; a log or a device that was named by mistake is not read to its end.
 const LARGEST: u64 = 1 << 20;
@@ -80,7 +80,7 @@ pub(super) fn lay_over(draft: &mut Draft, path: &Path, text: &str) {
         reader.complain(error.span().unwrap_or_default().start, None, Wrong::new(error.message(), remedy));
     }
     if errors.is_empty() {
-        reader.document(table.get_ref(), &mut draft.daemon, &mut draft.mounts);
+        reader.document(table.get_ref(), &mut draft.daemon, &mut draft.api, &mut draft.mounts);
     }
 }
 
@@ -105,13 +105,21 @@ impl Reader<'_> {
         self.problems.push(Problem { origin: self.origin(offset), key, wrong });
     }
 
-    fn document(&mut self, document: &DeTable<'_>, daemon: &mut Section<Daemon>, mounts: &mut Vec<Section<Mount>>) {
+    fn document(
+        &mut self,
+        document: &DeTable<'_>,
+        daemon: &mut Section<Daemon>,
+        api: &mut Section<Api>,
+        mounts: &mut Vec<Section<Mount>>,
+    ) {
         for (name, value) in document {
             let offset = name.span().start;
             match (name.get_ref().as_ref(), value.get_ref()) {
                 ("daemon", DeValue::Table(table)) => self.table("daemon", "", table, DAEMON, daemon),
-                ("daemon", _) => {
-                    self.complain(offset, Some("daemon"), Wrong::new("is no table", "write [daemon] above its keys"));
+                ("api", DeValue::Table(table)) => self.table("api", "", table, API, api),
+                (table @ ("daemon" | "api"), _) => {
+                    let remedy = format!("write [{table}] above its keys");
+                    self.complain(offset, Some(table), Wrong::new("is no table", remedy));
                 }
                 ("mount", DeValue::Array(array)) => {
                     for element in array {
@@ -183,11 +191,14 @@ impl Reader<'_> {
             // Other radixes are right in TOML, and a number all the same.
             (Toml::Integer, DeValue::Integer(number)) => i64::from_str_radix(number.as_str(), number.radix())
                 .map_or_else(|_| number.to_string(), |n| n.to_string()),
+            (Toml::Array, DeValue::Array(array)) if array.iter().all(|one| one.get_ref().is_str()) => {
+                array.iter().filter_map(|one| one.get_ref().as_str()).collect::<Vec<_>>().join(",")
+            }
             (_, other) => {
                 let remedy = match expected {
-                    Toml::Array => format!("write {}", key.kind.expected()),
                     Toml::String => format!("write it in quotes: {}", key.kind.expected()),
                     Toml::Boolean => "write true or false, without quotes".into(),
+                    Toml::Array => format!("write them in brackets, each in quotes: {}", key.kind.expected()),
                     Toml::Integer => format!("write a whole number, without quotes: {}", key.kind.expected()),
                 };
                 let what = format!("has the wrong type: {}", other.type_str());
@@ -216,9 +227,17 @@ fn suggestion(full: &str) -> String {
     let (table, name) = full.rsplit_once('.').unwrap_or(("", full));
     let in_table = |known: &str| known.rsplit_once('.').is_some_and(|(of, _)| of == table);
     let last = |known: &str| known.rsplit_once('.').map_or(known, |(_, name)| name).to_owned();
-    let sections =
-        ["daemon", "mount", "mount.io", "mount.cache", "mount.deadlines", "mount.rollout", "mount.rollout.fleet"]
-            .map(str::to_owned);
+    let sections = [
+        "daemon",
+        "api",
+        "mount",
+        "mount.io",
+        "mount.cache",
+        "mount.deadlines",
+        "mount.rollout",
+        "mount.rollout.fleet",
+    ]
+    .map(str::to_owned);
     let all: Vec<_> = names().chain(sections).collect();
     let as_written = |known: &String| if in_table(known) || !known.contains('.') { last(known) } else { known.clone() };
     // The right name at the wrong place; else the nearest one, of the same table if there are two.

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::value::Kind;
-use super::{Daemon, Mount};
+use super::{Api, Daemon, Mount};
 
 /// One key of a table whose values make up a `T`.
 pub(super) struct Key<T> {
@@ -100,6 +100,49 @@ pub(super) static DAEMON: &[Key<Daemon>] = &[
         variable: None,
         flag: Some("--log-format"),
         effect: Effect::Restart,
+    },
+];
+
+pub(super) static API: &[Key<Api>] = &[
+    Key {
+        name: "listen",
+        kind: Kind::Address(|api| &mut api.listen),
+        about: "Where the API answers over TCP; \"\" turns it off. Everybody who reaches it may read, as long as that is this machine alone; on another address reading needs the token too. Without a file the default is \"\".",
+        variable: Some("LIGHTHOUSE_PORT"),
+        flag: Some("--listen"),
+        effect: Effect::Live,
+    },
+    Key {
+        name: "shadow_listen",
+        kind: Kind::Address(|api| &mut api.shadow_listen),
+        about: "Where it is said whether the candidate is ready; \"\" turns it off. Without a file the default is \"\".",
+        variable: Some("LIGHTHOUSE_SHADOW_PORT"),
+        flag: Some("--shadow-listen"),
+        effect: Effect::Live,
+    },
+    Key {
+        name: "metrics_listen",
+        kind: Kind::Address(|api| &mut api.metrics_listen),
+        about: "Where metrics and health are read, by everybody who reaches it; \"\" turns it off. Without a file the default is \"\".",
+        variable: Some("LIGHTHOUSE_METRICS_PORT"),
+        flag: Some("--metrics-listen"),
+        effect: Effect::Live,
+    },
+    Key {
+        name: "token_file",
+        kind: Kind::OptionalPath(|api| &mut api.token_file),
+        about: "File whose one line is the token that requests over TCP carry if they change something: `Authorization: Bearer`. Without it nothing can be changed over TCP. It is read again at SIGHUP.",
+        variable: Some("LIGHTHOUSE_API_TOKEN_FILE"),
+        flag: Some("--token-file"),
+        effect: Effect::Live,
+    },
+    Key {
+        name: "hosts",
+        kind: Kind::Hosts(|api| &mut api.hosts),
+        about: "Names by which requests may be made to the listeners, besides addresses, localhost and this machine's host name. A name that somebody else's DNS leads here is refused.",
+        variable: Some("LIGHTHOUSE_HOSTS"),
+        flag: None,
+        effect: Effect::Live,
     },
 ];
 
@@ -302,7 +345,6 @@ pub(super) static MOUNT: &[Key<Mount>] = &[
 
 /// Keys and tables that later versions have: known, so that nobody is told to look for a slip of the pen.
 pub(super) const LATER: &[&str] = &[
-    "api",
     "mount.mounter_socket",
     "mount.passthrough",
     "mount.shadow_mountpoint",
@@ -317,6 +359,8 @@ pub(super) const LATER: &[&str] = &[
 pub(super) enum Found {
     /// In `[daemon]`.
     Daemon(&'static Key<Daemon>),
+    /// In `[api]`.
+    Api(&'static Key<Api>),
     /// In `[[mount]]`.
     Mount(&'static Key<Mount>),
 }
@@ -326,6 +370,7 @@ pub(super) fn find(full: &str) -> Option<Found> {
     let (table, name) = full.split_once('.')?;
     match table {
         "daemon" => DAEMON.iter().find(|key| key.name == name).map(Found::Daemon),
+        "api" => API.iter().find(|key| key.name == name).map(Found::Api),
         "mount" => MOUNT.iter().find(|key| key.name == name).map(Found::Mount),
         _ => None,
     }
@@ -334,5 +379,6 @@ pub(super) fn find(full: &str) -> Option<Found> {
 /// The full names of all keys.
 pub(super) fn names() -> impl Iterator<Item = String> {
     let daemon = DAEMON.iter().map(|key| format!("daemon.{}", key.name));
-    daemon.chain(MOUNT.iter().map(|key| format!("mount.{}", key.name)))
+    let api = API.iter().map(|key| format!("api.{}", key.name));
+    daemon.chain(api).chain(MOUNT.iter().map(|key| format!("mount.{}", key.name)))
 }

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::keys::{DAEMON, Found, Key, MOUNT, find};
+use super::keys::{API, DAEMON, Found, Key, MOUNT, find};
 use super::problem::{Errors, Origin, Problem, Wrong};
-use super::{Daemon, Mount, Rollout, Settings, check, environment, file};
+use super::{Api, Daemon, Mount, Rollout, Settings, check, environment, file};
 
 /// What the command line says.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -77,8 +77,11 @@ pub struct Shown {
 /// # Errors
 /// Everything that is wrong at once.
 pub fn load(sources: &Sources) -> Result<Loaded, Errors> {
+    // Whoever serves one directory by hand has not asked for ports.
+    let api = if sources.file.is_some() { Api::default() } else { Api::off() };
     let mut draft = Draft {
         daemon: Section::new(Daemon::new(&sources.socket), Origin::Default),
+        api: Section::new(api, Origin::Default),
         mounts: Vec::new(),
         problems: Vec::new(),
         warnings: Vec::new(),
@@ -116,6 +119,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, Errors> {
 pub fn check_flag(key: &str, text: &str) -> Result<(), Wrong> {
     match find(key) {
         Some(Found::Daemon(key)) => key.kind.set(&mut Daemon::new("/"), text, Path::new(".")),
+        Some(Found::Api(key)) => key.kind.set(&mut Api::off(), text, Path::new(".")),
         Some(Found::Mount(key)) => key.kind.set(&mut Mount::new("default", "/", "/"), text, Path::new(".")),
         None => Err(unknown_key(key)),
     }
@@ -126,10 +130,11 @@ fn unknown_key(key: &str) -> Wrong {
 }
 
 fn lay_flags_over(draft: &mut Draft, flags: &Flags) {
-    let Draft { daemon, mounts, problems, .. } = draft;
+    let Draft { daemon, api, mounts, problems, .. } = draft;
     for (full, text) in &flags.values {
         match find(full) {
             Some(Found::Daemon(key)) => set(full, key, daemon, text, problems),
+            Some(Found::Api(key)) => set(full, key, api, text, problems),
             Some(Found::Mount(key)) => mounts.iter_mut().for_each(|mount| set(full, key, mount, text, problems)),
             None => problems.push(Problem { origin: Origin::Default, key: None, wrong: unknown_key(full) }),
         }
@@ -182,6 +187,7 @@ impl Section<Mount> {
 /// A configuration as it comes about.
 pub(super) struct Draft {
     pub daemon: Section<Daemon>,
+    pub api: Section<Api>,
     pub mounts: Vec<Section<Mount>>,
     pub problems: Vec<Problem>,
     pub warnings: Vec<String>,
@@ -200,11 +206,13 @@ impl Draft {
             }
         }
         let mut values: Vec<_> = DAEMON.iter().map(|key| shown("daemon", None, key, &self.daemon)).collect();
+        values.extend(API.iter().map(|key| shown("api", None, key, &self.api)));
         for mount in &self.mounts {
             values.extend(MOUNT.iter().map(|key| shown("mount", Some(&mount.value.name), key, mount)));
         }
         let mounts = self.mounts.into_iter().map(|section| section.value).collect();
-        Ok(Loaded { settings: Settings { daemon: self.daemon.value, mounts }, warnings: self.warnings, values })
+        let settings = Settings { daemon: self.daemon.value, api: self.api.value, mounts };
+        Ok(Loaded { settings, warnings: self.warnings, values })
     }
 }
 
@@ -329,7 +337,7 @@ mod tests {
     #[test]
     fn variables_without_effect_are_warned_of() {
         let environment = [
-            ("LIGHTHOUSE_METRICS_PORT", "9765"),
+            ("LIGHTHOUSE_FUSE_PARALLEL_TEST", "1"),
             ("LIGHTHOUSE_FUSE_ALOW_OTHER", "true"),
             ("LIGHTHOUSE_SHADOW_PORT", ""),
             ("LIGHTHOUSE_TEST_TIER", "quick"),
@@ -339,10 +347,71 @@ mod tests {
         assert_eq!(
             loaded(ONE, &environment, &[]).unwrap().warnings,
             [
-                "LIGHTHOUSE_METRICS_PORT is not supported by this version and has no effect",
+                "LIGHTHOUSE_FUSE_PARALLEL_TEST is not supported by this version and has no effect",
                 "LIGHTHOUSE_FUSE_ALOW_OTHER has no effect; did you mean LIGHTHOUSE_FUSE_ALLOW_OTHER?",
             ]
         );
+    }
+
+    #[test]
+    fn listeners_are_on_with_a_file_and_off_without() {
+        let text = |environment: &[_], file: &str, flags: &[_]| {
+            let alone = [("LIGHTHOUSE_PROJECT_PATH", "/srv"), ("LIGHTHOUSE_MOUNT_POINT", "/mnt/srv")];
+            let environment: Vec<_> =
+                alone[..if file.is_empty() { 2 } else { 0 }].iter().chain(environment).copied().collect();
+            let api = loaded(file, &environment, flags)?.settings.api;
+            let all = [api.listen, api.shadow_listen, api.metrics_listen];
+            Ok::<_, String>(all.map(|one| one.map_or_else(|| "-".into(), |one| one.to_string())).join(" "))
+        };
+        let on = "127.0.0.1:8765 127.0.0.1:8766 127.0.0.1:9765";
+        assert_eq!(text(&[], ONE, &[]), Ok(on.into()));
+        assert_eq!(text(&[], "", &[]), Ok("- - -".into()));
+        // A port turns its listener on; the address is that of the listeners that are on.
+        let port = [("LIGHTHOUSE_METRICS_PORT", "9100"), ("LIGHTHOUSE_LISTEN_ADDRESS", "::")];
+        assert_eq!(text(&port, "", &[]), Ok("- - [::]:9100".into()));
+        assert_eq!(text(&port[1..], "", &[]), Ok("- - -".into()));
+        assert_eq!(text(&[], "", &[("api.listen", "[::1]:1")]), Ok("[::1]:1 - -".into()));
+        // The flag beats both.
+        assert_eq!(text(&port, "", &[("api.metrics_listen", "127.0.0.2:1")]), Ok("- - 127.0.0.2:1".into()));
+        let off = format!("[api]\nlisten = ''\nshadow_listen = '1.2.3.4:5'\n{ONE}");
+        assert_eq!(text(&[], &off, &[]), Ok("- 1.2.3.4:5 127.0.0.1:9765".into()));
+        let wrong = text(&[("LIGHTHOUSE_PORT", "70000")], ONE, &[]).unwrap_err();
+        assert!(wrong.starts_with("LIGHTHOUSE_PORT: api.listen: \"70000\" is no address with a port; use"), "{wrong}");
+        let wrong = text(&[("LIGHTHOUSE_LISTEN_ADDRESS", "host")], ONE, &[]).unwrap_err();
+        assert!(wrong.starts_with("LIGHTHOUSE_LISTEN_ADDRESS: api.listen: \"host\" is no address"), "{wrong}");
+    }
+
+    #[test]
+    fn an_api_for_other_machines_needs_a_token() {
+        let wide = [("LIGHTHOUSE_LISTEN_ADDRESS", "0.0.0.0")];
+        let refused = "LIGHTHOUSE_LISTEN_ADDRESS: api.listen: 0.0.0.0:8765 can be reached from other machines, and there is no token; set token_file, or listen on 127.0.0.1";
+        assert_eq!(loaded(ONE, &wide, &[]).map(drop), Err(refused.into()));
+        let with_token = [wide[0], ("LIGHTHOUSE_API_TOKEN_FILE", "/run/token")];
+        assert_eq!(
+            loaded(ONE, &with_token, &[]).unwrap().settings.api.token_file.as_deref(),
+            Some(Path::new("/run/token"))
+        );
+        // What the others say is for everybody who reaches them.
+        let others = format!(
+            "[api]\nmetrics_listen = '0.0.0.0:9765'\nshadow_listen = '[::]:8766'\nlisten = '[::ffff:127.0.0.1]:1'\n{ONE}"
+        );
+        loaded(&others, &[], &[]).unwrap();
+    }
+
+    #[test]
+    fn what_the_listeners_need_is_told_apart() {
+        let text = format!("[api]\nlisten = '127.0.0.1:9765'\ntoken_file = '/mnt/a/token'\n{ONE}");
+        assert_eq!(
+            loaded(&text, &[], &[]).unwrap_err(),
+            "lighthouse-fs.toml:2: api.metrics_listen: port 9765 is taken by listen; choose another one\n\
+             lighthouse-fs.toml:3: api.token_file: the token file /mnt/a/token lies in the mount point /mnt/a; move it: the daemon must not depend on what it serves"
+        );
+        let text =
+            format!("[api]\nlisten = '127.0.0.1:0'\nmetrics_listen = '127.0.0.1:0'\nhosts = ['A.example', 'b']\n{ONE}");
+        assert_eq!(loaded(&text, &[], &[]).unwrap().settings.api.hosts, ["a.example", "b"]);
+        let text = format!("[api]\nhosts = 'a'\n{ONE}");
+        let wrong = loaded(&text, &[], &[]).unwrap_err();
+        assert!(wrong.contains("api.hosts: has the wrong type: string; write them in brackets"), "{wrong}");
     }
 
     #[test]
@@ -408,6 +477,7 @@ mod tests {
         assert_eq!(settings.daemon.machine_id.take().as_deref(), Some("node-17"));
         let rollout = std::mem::take(&mut settings.mounts[0].rollout);
         assert_eq!(rollout.steps, both.then(Rollout::default_steps));
+        assert_eq!(settings.api.token_file.take().as_deref(), Some(Path::new("/run/secrets/lighthouse")));
         settings.daemon.socket.clone_from(&plain.daemon.socket);
         settings.daemon.state_dir.clone_from(&plain.daemon.state_dir);
         assert_eq!(settings, plain);
@@ -436,6 +506,7 @@ mod tests {
         ];
         let header = proptest::sample::select(vec![
             "[daemon]",
+            "[api]",
             "[[mount]]",
             "[mount.io]",
             "[mount.cache]",

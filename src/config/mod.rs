@@ -15,6 +15,7 @@ mod value;
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -30,7 +31,7 @@ pub use rollout::{Rollout, Step, Trial};
 pub use text::{example, reference};
 
 /// One FUSE stack.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
     /// Crate fuser (synchronous), with libfuse 2's `fusermount`.
@@ -312,11 +313,50 @@ pub struct Daemon {
     pub log_format: LogFormat,
 }
 
+/// Where the daemon answers over TCP, and to whom.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Api {
+    /// The API; `None` turns it off, as with the others.
+    pub listen: Option<SocketAddr>,
+    /// What is said of the candidate.
+    pub shadow_listen: Option<SocketAddr>,
+    /// Metrics and health.
+    pub metrics_listen: Option<SocketAddr>,
+    /// The file of the token that changing requests carry.
+    pub token_file: Option<PathBuf>,
+    /// Names of this machine, besides its host name and `localhost`, that requests may be made to.
+    pub hosts: Vec<String>,
+}
+
+impl Api {
+    /// No listener at all.
+    #[must_use]
+    pub fn off() -> Self {
+        Self { listen: None, shadow_listen: None, metrics_listen: None, token_file: None, hosts: Vec::new() }
+    }
+}
+
+impl Default for Api {
+    fn default() -> Self {
+        let local = |port| Some(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port));
+        Self { listen: local(8765), shadow_listen: local(8766), metrics_listen: local(9765), ..Self::off() }
+    }
+}
+
+/// Whether only processes of this machine can reach it.
+#[must_use]
+pub fn is_loopback(address: IpAddr) -> bool {
+    // ::ffff:127.0.0.1 is IPv4 all the same.
+    address.to_canonical().is_loopback()
+}
+
 /// Everything that is configured.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
     /// The daemon itself.
     pub daemon: Daemon,
+    /// Where it answers over TCP.
+    pub api: Api,
     /// What it serves; names and mount points are all different.
     pub mounts: Vec<Mount>,
 }

@@ -4,9 +4,9 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-use super::keys::{DAEMON, Key, LATER, MOUNT};
+use super::keys::{API, DAEMON, Key, LATER, MOUNT};
 use super::value::Kind;
-use super::{Backend, Daemon, Mount, Rollout, environment, steps};
+use super::{Api, Backend, Daemon, Mount, Rollout, environment, steps};
 
 /// The service's; an ordinary user's is another, as the key's description says.
 const SOCKET: &str = "/run/lighthouse-fs/control.sock";
@@ -28,6 +28,9 @@ pub fn example() -> String {
          \n[daemon]\n",
     );
     example_of(&mut text, "daemon", DAEMON, &service(), &daemon);
+    text += "\n[api]\n";
+    let api = Api { token_file: Some("/run/secrets/lighthouse".into()), ..Api::default() };
+    example_of(&mut text, "api", API, &Api::default(), &api);
     text += "\n# One such table, with those below it, for each mount.\n[[mount]]\n";
     example_of(&mut text, "mount", MOUNT, &unset(), &mount);
     text
@@ -43,7 +46,9 @@ fn example_of<T: Clone>(text: &mut String, table: &str, keys: &[Key<T>], default
         }
         let (default, sample) = (key.kind.show(default), key.kind.show(sample));
         wrapped(text, key.about);
-        if !matches!(key.kind, Kind::Path(_) | Kind::Group(_) | Kind::Flag(_) | Kind::Steps(_)) {
+        let is_plain =
+            matches!(key.kind, Kind::Path(_) | Kind::OptionalPath(_) | Kind::Group(_) | Kind::Flag(_) | Kind::Steps(_));
+        if !is_plain {
             wrapped(text, &format!("May be: {}.", key.kind.expected()));
         }
         if default.is_null() {
@@ -103,6 +108,8 @@ pub fn reference() -> String {
     let mut text = String::from(include_str!("reference.md"));
     text += "\n## `[daemon]`\n\n";
     reference_of(&mut text, DAEMON, &service());
+    text += "\n## `[api]`\n\n";
+    reference_of(&mut text, API, &Api::default());
     text += "\n## `[[mount]]`\n\nOne for each mount. `io`, `cache`, `deadlines` and `rollout` are tables below it: `[mount.io]`.\n\n";
     reference_of(&mut text, MOUNT, &unset());
     text += "\n## Environment\n\n| variable | sets |\n|---|---|\n";
@@ -111,6 +118,7 @@ pub fn reference() -> String {
         let _ = writeln!(text, "| `{variable}` | `{table}.{name}` |");
     }
     let _ = writeln!(text, "| `{}` | `daemon.log_level` to `debug`, if `true` | ", environment::DEBUG);
+    let _ = writeln!(text, "| `{}` | the address of each listener that is on; its port stays |", environment::ADDRESS);
     text += "\n## Not supported by this version\n\n";
     for key in LATER {
         let _ = writeln!(text, "* `{key}`");
@@ -120,7 +128,8 @@ pub fn reference() -> String {
 
 fn variables() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
     let daemon = DAEMON.iter().filter_map(|key| Some(("daemon", key.name, key.variable?)));
-    daemon.chain(MOUNT.iter().filter_map(|key| Some(("mount", key.name, key.variable?))))
+    let api = API.iter().filter_map(|key| Some(("api", key.name, key.variable?)));
+    daemon.chain(api).chain(MOUNT.iter().filter_map(|key| Some(("mount", key.name, key.variable?))))
 }
 
 fn reference_of<T: Clone>(text: &mut String, keys: &[Key<T>], default: &T) {

@@ -1,6 +1,7 @@
 //! What a key can hold: how it is read from text, what is refused, and how it is shown.
 
 use std::ffi::OsStr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -22,6 +23,12 @@ pub(super) type At<T, V> = fn(&mut T) -> &mut V;
 pub(super) enum Kind<T> {
     /// A path; relative ones count from a folder that the reader of the text knows.
     Path(At<T, PathBuf>),
+    /// A path, or none.
+    OptionalPath(At<T, Option<PathBuf>>),
+    /// Address and port to listen on; empty for none. A port by itself leaves the address as it is.
+    Address(At<T, Option<SocketAddr>>),
+    /// Names of hosts.
+    Hosts(At<T, Vec<String>>),
     /// Name of a mount.
     Name(At<T, String>),
     /// Name of a group.
@@ -60,6 +67,7 @@ pub(super) enum Toml {
     String,
     Boolean,
     Integer,
+    /// Of strings, which have commas in between as text; or of tables.
     Array,
 }
 
@@ -69,7 +77,7 @@ impl<T> Kind<T> {
         match self {
             Self::Flag(_) => Toml::Boolean,
             Self::Count(..) | Self::Percent(_) => Toml::Integer,
-            Self::Steps(_) => Toml::Array,
+            Self::Steps(_) | Self::Hosts(_) => Toml::Array,
             _ => Toml::String,
         }
     }
@@ -77,7 +85,11 @@ impl<T> Kind<T> {
     /// What may stand there, for reference and example.
     pub fn expected(&self) -> String {
         match self {
-            Self::Path(_) => "a path".into(),
+            Self::Path(_) | Self::OptionalPath(_) => "a path".into(),
+            Self::Address(_) => {
+                "an address with a port, such as \"127.0.0.1:8765\" or \"[::1]:8765\"; a port; or \"\"".into()
+            }
+            Self::Hosts(_) => "names of hosts, such as [\"files.example\"]".into(),
             Self::Name(_) => "letters, digits, `-`, `_`, `.`, up to 64; neither `-` nor `.` first".into(),
             Self::Group(_) => "name of a group".into(),
             Self::Filter(_) => {
@@ -102,6 +114,9 @@ impl<T> Kind<T> {
     pub fn set(&self, target: &mut T, text: &str, folder: &Path) -> Result<(), Wrong> {
         match self {
             Self::Path(at) => *at(target) = path(text, folder)?,
+            Self::OptionalPath(at) => *at(target) = Some(path(text, folder)?),
+            Self::Address(at) => *at(target) = self.address(text, *at(target))?,
+            Self::Hosts(at) => *at(target) = self.hosts(text)?,
             Self::Name(at) => {
                 check_mount_name(text).map_err(|right| Wrong::new(format!("{} is no name", quoted(text)), right))?;
                 text.clone_into(at(target));
@@ -173,6 +188,32 @@ impl<T> Kind<T> {
         Ok(())
     }
 
+    fn address(&self, text: &str, now: Option<SocketAddr>) -> Result<Option<SocketAddr>, Wrong> {
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let ip = now.map_or(Ipv4Addr::LOCALHOST.into(), |now| now.ip());
+        let address = text.parse::<u16>().map(|port| SocketAddr::new(ip, port)).ok().or_else(|| text.parse().ok());
+        address.map(Some).ok_or_else(|| self.refuse(text, "is no address with a port"))
+    }
+
+    fn hosts(&self, text: &str) -> Result<Vec<String>, Wrong> {
+        let is_plain = |name: &str| {
+            let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+            (1..=253).contains(&name.len()) && name.chars().all(plain)
+        };
+        let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+        names
+            .map(|name| {
+                if is_plain(name) {
+                    Ok(name.to_ascii_lowercase())
+                } else {
+                    Err(self.refuse(name, "is no name of a host"))
+                }
+            })
+            .collect()
+    }
+
     fn bytes(&self, text: &str, range: &RangeInclusive<u32>) -> Result<u32, Wrong> {
         let size = ByteSize::from_str(text).map_err(|_| {
             Wrong::new(
@@ -200,6 +241,9 @@ impl<T: Clone> Kind<T> {
         let target = &mut target.clone();
         match self {
             Self::Path(at) => at(target).to_string_lossy().into(),
+            Self::OptionalPath(at) => at(target).as_ref().map(|path| path.to_string_lossy().into_owned()).into(),
+            Self::Address(at) => at(target).map_or_else(String::new, |address| address.to_string()).into(),
+            Self::Hosts(at) => at(target).clone().into(),
             Self::Name(at) | Self::Filter(at) => at(target).clone().into(),
             Self::Group(at) => at(target).clone().into(),
             Self::LogFormat(at) => at(target).to_string().into(),

@@ -12,8 +12,10 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::mount::{Beginning, End, Facts, Phase, Request, Task};
+use super::recorder::Recorder;
 use super::{Refusal, preflight, process};
 use crate::api::ControlError;
+use crate::api::events::Events;
 use crate::config::{Backend, Deadlines, Mount};
 use crate::server::orders::Hello;
 
@@ -34,6 +36,8 @@ pub struct Plan {
     pub meeting: Option<PathBuf>,
     /// Where the daemon listens.
     pub socket: PathBuf,
+    /// Where what happens to the mount is made known.
+    pub events: Events,
     /// Options of the program that its servers get too.
     pub server_arguments: Arc<RwLock<Vec<String>>>,
     /// Whether the mount is all that its daemon is for: then what fails at first is not tried again, and the daemon ends
@@ -45,7 +49,7 @@ pub struct Plan {
 pub struct Keeper {
     plan: Plan,
     device: Option<OwnedFd>,
-    facts: watch::Sender<Facts>,
+    facts: Recorder,
     requests: mpsc::Receiver<Request>,
     /// A look at the source that has not come back.
     checking: Option<JoinHandle<Result<PathBuf, Refusal>>>,
@@ -99,6 +103,7 @@ impl Keeper {
     ) -> (Self, mpsc::Sender<Request>, watch::Receiver<Facts>) {
         let (facts, watcher) = watch::channel(Facts::new(mount));
         let (sender, requests) = mpsc::channel(16);
+        let facts = Recorder::new(facts, plan.events.clone());
         (Self { plan, device, facts, requests, checking: None }, sender, watcher)
     }
 
@@ -397,8 +402,13 @@ mod tests {
     #[tokio::test]
     async fn a_look_at_the_source_that_hangs_is_given_up_for_another_source() {
         let mount = Arc::new(Mount::new("a", "/srv/hangs", "/mnt/a"));
-        let plan =
-            Plan { meeting: None, socket: "/run/control.sock".into(), server_arguments: Arc::default(), alone: false };
+        let plan = Plan {
+            meeting: None,
+            socket: "/run/control.sock".into(),
+            server_arguments: Arc::default(),
+            alone: false,
+            events: Events::default(),
+        };
         let (mut keeper, requests, _facts) = Keeper::new(mount.clone(), plan, None);
         keeper.checking = Some(tokio::spawn(std::future::pending()));
         let other = Arc::new(Mount::new("a", "/srv/answers", "/mnt/a"));

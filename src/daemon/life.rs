@@ -14,20 +14,19 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::timeout;
 
 use super::keeper::{Keeper, Plan};
+use super::listeners::Listeners;
 use super::lost::watch_for_lost;
 use super::mount::{End, Facts, Phase, Request};
 use super::prober::Prober;
 use super::status::{Handle, Mounts};
 use super::{Own, Refusal, leftover, mount, preflight, process};
-use crate::api;
+use crate::api::events::{Event, ReloadOutcome};
 use crate::api::socket::{self, Listening};
+use crate::api::{self, Control};
 use crate::config::{self, Effect, Mount, Settings};
 
-/// For answers that are on their way when the daemon ends.
-const FAREWELL: Duration = Duration::from_secs(1);
 /// For a look at the paths of all mounts.
 const CHECK: Duration = Duration::from_secs(5);
 
@@ -123,6 +122,7 @@ fn check_alone(mount: &Mount, is_given: bool, socket: &Path) -> Result<(), Failu
 fn check_together(settings: &Settings) -> Result<(), Failure> {
     let mut own = Own::of_this_process();
     own.push(Own::socket(&settings.daemon.socket));
+    own.extend(settings.api.token_file.as_ref().map(Own::token));
     let mounts = settings.mounts.clone();
     let (tell, told) = mpsc::channel();
     // A path may lead through a file system that hangs; then the keeper of that mount will say so.
@@ -184,6 +184,8 @@ struct Life {
     is_ready: Arc<AtomicBool>,
     mounts: Mounts,
     keepers: JoinSet<(String, End)>,
+    /// Once they are started.
+    listeners: Option<Listeners>,
 }
 
 impl Life {
@@ -191,7 +193,7 @@ impl Life {
         let daemon = &options.settings.daemon;
         let server_arguments = Arc::new(RwLock::new((options.server_arguments)(daemon)));
         let mounts = Mounts::new(daemon.socket_group.is_some());
-        Self { options, server_arguments, is_ready: Arc::default(), mounts, keepers: JoinSet::new() }
+        Self { options, server_arguments, is_ready: Arc::default(), mounts, keepers: JoinSet::new(), listeners: None }
     }
 
     async fn live(&mut self, device: Option<std::os::fd::OwnedFd>, listening: &mut Listening) -> Result<(), Failure> {
@@ -211,12 +213,19 @@ impl Life {
         }
         self.mounts.set(handles);
         let (stop_api, api) = start_api(listening, self.mounts.clone())?;
+        self.listeners = Some(Listeners::start(&self.options.settings.api, &self.mounts));
         tokio::spawn(announce(self.mounts.all(), self.options.alone, self.is_ready.clone()));
         tokio::spawn(feed_watchdog());
         let end = self.heed_signals().await;
-        if stop_api.send(()).is_ok() && timeout(FAREWELL, api).await.is_err() {
-            tracing::info!("a client still waits for an answer; not waiting for it");
-        }
+        // A client has a moment to read its answer.
+        drop(stop_api);
+        let stop_listeners = async {
+            if let Some(listeners) = self.listeners.take() {
+                listeners.stop().await;
+            }
+        };
+        let (answered, ()) = tokio::join!(api, stop_listeners);
+        answered.map_err(other)?;
         end
     }
 
@@ -228,6 +237,7 @@ impl Life {
         let plan = Plan {
             meeting: is_left.then(|| socket::server(&socket, &mount.name)),
             socket,
+            events: self.mounts.events(),
             server_arguments: self.server_arguments.clone(),
             alone: self.options.alone,
         };
@@ -374,25 +384,25 @@ impl Life {
             Ok(now) => tell_systemd(&[NotifyState::Reloading, now]),
             Err(error) => tracing::debug!(%error, "no clock"),
         }
-        let mut is_taken = false;
-        match reload() {
+        let checked = match reload() {
             Ok(settings) => {
-                match tokio::task::spawn_blocking(move || check_together(&settings).map(|()| settings)).await {
-                    Ok(Ok(settings)) => {
-                        self.take(settings);
-                        is_taken = true;
-                    }
-                    Ok(Err(error)) => {
-                        tracing::error!("SIGHUP: the configuration is not good, and nothing has changed: {error}");
-                    }
-                    Err(error) => {
-                        tracing::error!(%error, "SIGHUP: the configuration could not be checked; nothing has changed");
-                    }
-                }
+                let check = tokio::task::spawn_blocking(move || check_together(&settings).map(|()| settings)).await;
+                check.map_err(other).and_then(|checked| checked).map_err(|error| error.to_string())
             }
-            Err(why) => tracing::error!("SIGHUP: the configuration is not good, and nothing has changed: {why}"),
-        }
-        self.mounts.note_reload(is_taken);
+            Err(why) => Err(why),
+        };
+        self.mounts.note_reload(checked.is_ok());
+        let (outcome, reason) = match checked {
+            Ok(settings) => {
+                self.take(settings);
+                (ReloadOutcome::Accepted, None)
+            }
+            Err(why) => {
+                tracing::error!("SIGHUP: the configuration is not good, and nothing has changed: {why}");
+                (ReloadOutcome::Refused, Some(why))
+            }
+        };
+        self.mounts.events().publish(Event::Reload { outcome, reason });
         // At the start, when that is over.
         if self.is_ready.load(Relaxed) {
             tell_systemd(&[NotifyState::Ready]);
@@ -468,6 +478,9 @@ impl Life {
             tokio::spawn(async move { drop(gone.requests.send(Request::Stop).await) });
         }
         self.mounts.set(handles);
+        if let Some(listeners) = &self.listeners {
+            listeners.reconfigure(self.options.settings.api.clone());
+        }
         tracing::info!(mounts = self.options.settings.mounts.len(), "SIGHUP: the configuration was read again");
     }
 }

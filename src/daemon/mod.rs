@@ -7,15 +7,18 @@ mod dead_mount;
 mod keeper;
 pub mod leftover;
 mod life;
+mod listeners;
 mod lost;
 pub mod mount;
 mod preflight;
 pub mod prober;
 pub mod process;
+mod recorder;
 mod running;
 mod status;
 
 pub use keeper::{Keeper, Plan};
 pub use life::{Failure, Options, Reload, run};
 pub use preflight::{Own, Refusal, check_all};
+pub use recorder::Recorder;
 pub use status::{Handle, Mounts};

@@ -9,13 +9,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::keeper::Plan;
+use super::recorder::Recorder;
 use super::running::{Event, Running};
 use super::{dead_mount, process};
 use crate::api::ControlError;
+use crate::api::events;
 use crate::api::model::LastSwitch;
 use crate::config::{Backend, Deadlines, Mount};
 use crate::connection::mountinfo;
@@ -263,7 +265,7 @@ pub struct Task<'a> {
     reloaded: Option<Instant>,
     server: Running,
     ledger: Ledger,
-    facts: &'a watch::Sender<Facts>,
+    facts: &'a Recorder,
     requests: &'a mut mpsc::Receiver<Request>,
     /// Answers that are still to come to orders whose deadline has passed. The server works in order, so that many
     /// answers are skipped before the next one counts.
@@ -282,7 +284,7 @@ impl<'a> Task<'a> {
         place: Option<PathBuf>,
         server: process::Server,
         plan: &Plan,
-        facts: &'a watch::Sender<Facts>,
+        facts: &'a Recorder,
         requests: &'a mut mpsc::Receiver<Request>,
     ) -> io::Result<Self> {
         let process::Server { line, ledger, process } = server;
@@ -532,6 +534,14 @@ impl<'a> Task<'a> {
         };
         if let Err(error) = &result {
             tracing::error!(mount = self.mount.name, ?order, %error, "a change of the backend failed");
+            let to = match order {
+                Order::Switch { to, .. } => to,
+                Order::Weigh { candidate, percent: 0, .. } => candidate.other(),
+                Order::Weigh { candidate, .. } => candidate,
+                _ => return (result, end),
+            };
+            let (mount, reason) = (self.mount.name.clone(), error.to_string());
+            self.facts.publish(events::Event::SwitchFailed { mount, to, reason });
         }
         let phase = if self.is_detached { Phase::Detached { again: self.again } } else { Phase::Serving };
         self.facts.send_modify(|facts| facts.phase = phase);
@@ -543,11 +553,13 @@ impl<'a> Task<'a> {
             let end = match self.server.event().await {
                 Event::Report(Report::Switched(switched)) if self.owed == 0 => {
                     self.record(&switched, SystemTime::now());
+                    self.publish(&switched);
                     return Ok(Some(switched));
                 }
                 Event::Report(Report::Weighed { switched, .. }) if self.owed == 0 => {
                     if let Some(switched) = &switched {
                         self.record(switched, SystemTime::now());
+                        self.publish(switched);
                     }
                     return Ok(switched);
                 }
@@ -604,11 +616,19 @@ impl<'a> Task<'a> {
                     "a backend ended by itself; the other one has taken over"
                 );
                 self.record(&switched, SystemTime::now());
+                self.facts.publish(events::Event::Failover {
+                    mount: mount.clone(),
+                    from: switched.from,
+                    to: switched.to,
+                    reason: switched.reason,
+                    pause_ms: switched.pause_ms,
+                });
             }
             Report::Switched(switched) => {
                 self.owed = self.owed.saturating_sub(1);
                 tracing::warn!(mount, from = %switched.from, to = %switched.to, total_ms = switched.total_ms, "a switch was done after its deadline");
                 self.record(&switched, SystemTime::now());
+                self.publish(&switched);
             }
             Report::Weighed { candidate, percent, switched } => {
                 self.owed = self.owed.saturating_sub(1);
@@ -678,6 +698,18 @@ impl<'a> Task<'a> {
             at,
         };
         self.facts.send_modify(|facts| facts.last_switch = Some(last));
+    }
+
+    fn publish(&self, switched: &Switched) {
+        self.facts.publish(events::Event::Switch {
+            mount: self.mount.name.clone(),
+            from: switched.from,
+            to: switched.to,
+            reason: switched.reason.clone(),
+            pause_ms: switched.pause_ms,
+            in_flight: switched.in_flight,
+            answered_for_hung: switched.answered_for_hung,
+        });
     }
 
     /// Sends an answer to a client, who may have gone.

@@ -54,6 +54,12 @@ impl Own {
         Self { what: "configuration file", path: path.into(), remedy: "keep it elsewhere" }
     }
 
+    /// The file of the API's token.
+    #[must_use]
+    pub fn token(path: impl Into<PathBuf>) -> Self {
+        Self { what: "token file", path: path.into(), remedy: "keep it elsewhere, and set api.token_file to that" }
+    }
+
     /// What this process was started with: the file behind its standard error, and its temporary folder.
     #[must_use]
     pub fn of_this_process() -> Vec<Self> {

@@ -1,5 +1,6 @@
 //! What `status` says of each mount: from the ledger and the task's facts, never by asking a server.
 
+use std::collections::BTreeMap;
 use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -10,8 +11,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::mount::{End, Facts, Phase, Request};
 use super::prober::{Probed, Prober};
-use crate::api::model::{BackendStatus, Daemon, Health, MountStatus, SCHEMA, Status, SwitchAnswer};
-use crate::api::{Control, ControlError};
+use crate::api::events::Events;
+use crate::api::model::{BackendStatus, Daemon, Health, ListenerStatus, MountStatus, SCHEMA, Status, SwitchAnswer};
+use crate::api::{Answering, Control, ControlError, Door};
 use crate::config::Backend;
 use crate::connection::fusectl;
 use crate::connection::mountinfo::{self, Mounted};
@@ -28,6 +30,10 @@ struct Inner {
     is_reload_taken: AtomicBool,
     /// In the order of the configuration.
     mounts: RwLock<Vec<Handle>>,
+    events: Events,
+    /// Why the daemon itself is degraded, by what it is about.
+    reasons: RwLock<BTreeMap<&'static str, String>>,
+    listeners: RwLock<BTreeMap<Door, ListenerStatus>>,
 }
 
 /// One mount, as the API sees it.
@@ -50,7 +56,28 @@ impl Mounts {
             admits_group,
             is_reload_taken: AtomicBool::new(true),
             mounts: RwLock::default(),
+            events: Events::default(),
+            reasons: RwLock::default(),
+            listeners: RwLock::default(),
         }))
+    }
+
+    /// From now on the daemon itself is degraded for this reason, or no longer.
+    pub fn set_reason(&self, about: &'static str, reason: Option<String>) {
+        let mut reasons = self.0.reasons.write();
+        match reason {
+            Some(reason) => reasons.insert(about, reason),
+            None => reasons.remove(about),
+        };
+    }
+
+    /// From now on this is said of a listener.
+    pub fn set_listener(&self, door: Door, listener: Option<ListenerStatus>) {
+        let mut listeners = self.0.listeners.write();
+        match listener {
+            Some(listener) => listeners.insert(door, listener),
+            None => listeners.remove(&door),
+        };
     }
 
     /// All of them now.
@@ -89,8 +116,14 @@ impl Control for Mounts {
             pid: process::id(),
             started: self.0.started,
             socket: None,
+            reasons: self.0.reasons.read().values().cloned().collect(),
+            listeners: self.0.listeners.read().values().cloned().collect(),
         };
         Status { schema: SCHEMA, daemon, mounts: self.all().iter().map(Handle::status).collect() }
+    }
+
+    fn switch<'a>(&'a self, mount: &'a str, to: Backend) -> Answering<'a, SwitchAnswer> {
+        Box::pin(Self::switch(self, mount, to))
     }
 
     fn metrics(&self) -> String {
@@ -100,6 +133,12 @@ impl Control for Mounts {
         })
     }
 
+    fn events(&self) -> Events {
+        self.0.events.clone()
+    }
+}
+
+impl Mounts {
     async fn switch(&self, mount: &str, to: Backend) -> Result<SwitchAnswer, ControlError> {
         let found = self.all().into_iter().find(|handle| handle.name() == mount);
         let handle = found.ok_or_else(|| ControlError::UnknownMount(mount.into()))?;

@@ -130,7 +130,7 @@ fn serve(wanted: Wanted, socket: &Path) -> ExitCode {
     // There is no configuration to read again.
     drop(log::start(&daemon.log_level, daemon.log_format));
     let ended = daemon::run(daemon::Options {
-        settings: config::Settings { daemon, mounts: vec![wanted.mount] },
+        settings: config::Settings { daemon, api: config::Api::off(), mounts: vec![wanted.mount] },
         alone: true,
         mounts_end_too: false,
         reload: None,

@@ -1,0 +1,75 @@
+//! What lies behind the routes.
+
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use futures_util::future::BoxFuture;
+
+use super::events::Events;
+use super::model::{Status, SwitchAnswer};
+use super::problem::problem;
+use crate::config::Backend;
+
+/// An answer that takes a while.
+pub type Answering<'a, T> = BoxFuture<'a, Result<T, ControlError>>;
+
+/// What lies behind the routes.
+pub trait Control: Send + Sync + 'static {
+    /// Whether a group may control it: then whoever the mode of the socket lets in is admitted, since the kernel has looked
+    /// at all groups of that process, of which SO_PEERCRED tells only one.
+    fn admits_group(&self) -> bool;
+
+    /// How everything is doing. Must not wait for anything.
+    fn status(&self) -> Status;
+
+    /// Changes the backend of a mount, and returns when it is done or has failed.
+    fn switch<'a>(&'a self, mount: &'a str, to: Backend) -> Answering<'a, SwitchAnswer>;
+
+    /// All figures, in Prometheus' text format 0.0.4. Must not wait for anything.
+    fn metrics(&self) -> String;
+
+    /// What happens, for whoever listens.
+    fn events(&self) -> Events;
+}
+
+/// Why an operation was not done.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ControlError {
+    /// There is no such mount.
+    #[error("no mount is called \"{0}\": `lighthouse-fs status` lists them")]
+    UnknownMount(String),
+    /// It cannot be done as things are; what was before goes on.
+    #[error("{0}")]
+    Refused(String),
+    /// The mount is not served.
+    #[error("mount \"{mount}\" is not served: {why}")]
+    NotServed {
+        /// Its name.
+        mount: String,
+        /// Why.
+        why: String,
+    },
+    /// The server did not answer in time.
+    #[error(
+        "the server of mount \"{mount}\" gave no answer within {limit:?}: the switch may still be done; see `lighthouse-fs status`, and the log of the daemon"
+    )]
+    Late {
+        /// Its name.
+        mount: String,
+        /// How long was waited.
+        limit: Duration,
+    },
+}
+
+impl IntoResponse for ControlError {
+    fn into_response(self) -> Response {
+        let status = match self {
+            Self::UnknownMount(_) => StatusCode::NOT_FOUND,
+            Self::Refused(_) => StatusCode::CONFLICT,
+            Self::NotServed { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Late { .. } => StatusCode::GATEWAY_TIMEOUT,
+        };
+        problem(status, self.to_string())
+    }
+}
