@@ -32,6 +32,7 @@ macro_rules! for_each_way {
     )* };
 }
 
+mod cgroup;
 mod machine;
 mod mount;
 mod sandbox;
@@ -40,8 +41,9 @@ mod way;
 
 use std::time::{Duration, Instant};
 
+pub use cgroup::Cgroup;
 pub use lighthouse_fs::config::{Backend, Helper};
-pub use machine::{MountPoint, mounts_below, processes_of};
+pub use machine::{MountPoint, is_gone, mounts_below, processes_of};
 pub use mount::{Mount, Switched};
 pub use sandbox::{Sandbox, end_everything};
 pub use way::{ROOT_DIRECT, ROOT_FUSERMOUNT, ROOT_FUSERMOUNT3, USER_FUSERMOUNT, USER_FUSERMOUNT3, User, Way, run_as};
