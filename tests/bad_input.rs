@@ -16,8 +16,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rstest::rstest;
 use support::{
-    Backend, COMMAND_LIMIT, Mount, Sandbox, USER_FUSERMOUNT, USER_FUSERMOUNT3, User, Way, require_root, unless_skipped,
-    wait_for,
+    Backend, COMMAND_LIMIT, Cgroup, Mount, Sandbox, USER_FUSERMOUNT, USER_FUSERMOUNT3, User, Way, is_gone,
+    processes_of, require_root, unless_skipped, wait_for,
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -290,6 +290,34 @@ fn a_second_daemon_at_the_same_place() {
     });
 }
 
+/// Whoever asks an old mount whether it lives may be killed meanwhile. Nothing is taken away then.
+#[test]
+fn a_question_to_an_old_mount_that_is_killed() {
+    unless_skipped(Way::any().possible(), || {
+        let mount = Mount::builder(any_backend(), Way::any()).start();
+        let server = server_of(&mount);
+        kill(server, Signal::SIGSTOP).unwrap();
+        let mut command = mount.sandbox.program();
+        command.arg("serve").arg("--source").arg(mount.sandbox.source()).arg("--mountpoint").arg(mount.path(""));
+        command.arg("--socket").arg(mount.sandbox.path().join("run/other.sock"));
+        std::thread::scope(|threads| {
+            let refused = threads.spawn(|| {
+                assert_refused(command, 1, "whether it is served cannot be seen: the question was ended by a signal");
+            });
+            let question = wait_for("the question", COMMAND_LIMIT, || {
+                let asks = |line: Vec<String>| line.get(1).is_some_and(|word| word == "statfs");
+                let mut all = processes_of(mount.sandbox.path()).into_iter();
+                all.find(|process| process.cmdline().is_ok_and(asks))
+            });
+            kill(Pid::from_raw(question.pid), Signal::SIGKILL).unwrap();
+            refused.join().unwrap();
+        });
+        kill(server, Signal::SIGCONT).unwrap();
+        mount.act(|| fs::write(mount.path("file"), "it serves on").unwrap());
+        mount.stop();
+    });
+}
+
 fn a_dead_mount_is_taken_away_at_start(backend: Backend, way: Way) {
     let mount = dead_mount(backend, way);
     let mut command = serve(&mount.sandbox);
@@ -329,6 +357,7 @@ fn dead_mount(backend: Backend, way: Way) -> Mount {
     // So that neither can clear away after the other.
     kill(daemon, Signal::SIGSTOP).unwrap();
     kill(server, Signal::SIGKILL).unwrap();
+    wait_for("the server to end", COMMAND_LIMIT, || is_gone(server.as_raw()).then_some(()));
     kill(daemon, Signal::SIGKILL).unwrap();
     mount.wait();
     assert_eq!(mount.sandbox.mounts().len(), 1, "a dead mount");
@@ -386,6 +415,26 @@ fn without_the_device(#[case] device: &str, #[case] user: User, #[case] remedy: 
         assert_refused(in_namespace(&sandbox, &setup, &command), 1, remedy);
         assert_nothing_left(&sandbox);
     });
+}
+
+/// As in a container that was started without the device: the node is there, and may not be used.
+#[rstest]
+#[case::root(User::Root, "/dev/fuse cannot be opened: Operation not permitted (os error 1); the container may not use")]
+#[case::ordinary(User::Ordinary, "Operation not permitted; make it mode 0666")]
+fn a_device_that_the_control_group_forbids(#[case] user: User, #[case] why: &str) {
+    let possible = require_root().and_then(|()| if user == User::Root { Ok(()) } else { USER_FUSERMOUNT3.possible() });
+    match possible.and_then(|()| Cgroup::of_devices()) {
+        Ok(group) => {
+            let sandbox = Sandbox::new(user, LIMIT);
+            group.deny_device(10, 229);
+            let mut command = serve(&sandbox);
+            command.args(["--helper", if user == User::Root { "direct" } else { "fusermount3" }]);
+            let setup = format!("echo $$ > {}", group.members().display());
+            assert_refused(in_namespace(&sandbox, &setup, &command), 1, why);
+            assert_nothing_left(&sandbox);
+        }
+        Err(reason) => support::skip(&reason),
+    }
 }
 
 #[test]

@@ -162,6 +162,53 @@ fn a_prober_that_dies_is_replaced_unseen() {
 }
 
 #[test]
+fn a_prober_that_dies_while_it_asks_is_replaced() {
+    unless_skipped(require_root(), || {
+        let mount = Mount::builder(any_backend(), ROOT_DIRECT).start();
+        let server = server(&mount);
+        kill(server, Signal::SIGSTOP).unwrap();
+        wait_for("a question", SLACK, || (mount.waiting() > 0).then_some(()));
+        let first = prober(&mount).pid;
+        kill(Pid::from_raw(first), Signal::SIGKILL).unwrap();
+        wait_for("another prober", SLACK, || probers(&mount).into_iter().find(|prober| prober.pid != first));
+        assert!(mount.log().contains("the prober has ended; the next one follows in 100ms"), "{}", mount.log());
+        kill(server, Signal::SIGCONT).unwrap();
+        wait_for("an answer", SLACK, || (mount.status()["probe"]["state"] == "answered").then_some(()));
+        wait_for_code(&mount, 0);
+        mount.stop();
+    });
+}
+
+/// The kernel knows the root's attributes for a second; a prober that was answered from there would see nothing.
+#[test]
+fn every_question_goes_to_the_server() {
+    const QUESTIONS: u64 = 5;
+    unless_skipped(require_root(), || {
+        for backend in Backend::ALL.into_iter().filter(|backend| backend.is_built_in()) {
+            let mount = Mount::builder(backend, ROOT_DIRECT).without_prober().start();
+            let answered = || {
+                let status = mount.status();
+                let backends = status["backends"].as_array().unwrap();
+                backends.iter().map(|backend| backend["operations"].as_u64().unwrap()).sum::<u64>()
+            };
+            // Now the kernel knows them.
+            fs::metadata(mount.path("")).unwrap();
+            let before = answered();
+            let mut command = mount.sandbox.program();
+            command.args(["probe", "--device", &format!("0:{}", mount.connection_id()), "--mountpoint"]);
+            command.arg(mount.sandbox.mountpoint());
+            let mut command = assert_cmd::Command::from_std(command);
+            let output = command.write_stdin("\n".repeat(QUESTIONS as usize)).timeout(SLACK).output().unwrap();
+            let answers = String::from_utf8(output.stdout).unwrap();
+            assert_eq!(answers.matches("\"mount\":\"answered\"").count() as u64, QUESTIONS, "{answers}");
+            // Each asks twice, for attributes and for the file system.
+            assert_eq!(answered() - before, 2 * QUESTIONS, "{backend}");
+            mount.stop();
+        }
+    });
+}
+
+#[test]
 fn a_prober_that_is_stopped_is_replaced() {
     unless_skipped(Way::any().possible(), || {
         let mount = Mount::builder(any_backend(), Way::any()).probe_deadline(DEADLINE).start();

@@ -11,7 +11,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::mount::MsFlags;
-use support::{Backend, Helper, Mount, ROOT_DIRECT, Sandbox, Way, require_root, run_as, unless_skipped};
+use procfs::process::{FDTarget, Process};
+use support::{Backend, Helper, Mount, ROOT_DIRECT, Sandbox, Way, processes_of, require_root, run_as, unless_skipped};
 
 for_each_way! {
     files_and_directories
@@ -185,6 +186,35 @@ fn a_descriptor_that_is_mounted_already() {
         // Whoever has mounted it unmounts it: it was lent.
         mount.kernel().end();
         mount.sandbox.assert_nothing_left();
+    });
+}
+
+/// The daemon cannot know where: it finds nothing to ask through, and nothing to be healthy about but its server.
+#[test]
+fn a_descriptor_that_is_mounted_nobody_says_where() {
+    unless_skipped(require_root(), || {
+        for backend in Backend::ALL.into_iter().filter(|backend| backend.is_built_in()) {
+            let builder = Mount::builder(backend, ROOT_DIRECT).without_place();
+            let mut mount = builder.start_on_descriptor(mount_without_negotiating);
+            fs::write(mount.path("file"), "content").unwrap();
+            let status = mount.status();
+            assert_eq!((&status["health"], &status["probe"]["state"]), (&"healthy".into(), &"not probed".into()));
+            let why = "where the descriptor is mounted is not known: say it with --mounted-at";
+            assert_eq!(status["probe"]["reason"], why);
+            assert_eq!(fs::read_to_string(mount.source_path("file")).unwrap(), "content");
+            let holds_device = |process: &Process| {
+                let fds = process.fd().unwrap().flatten();
+                fds.into_iter().any(|fd| matches!(fd.target, FDTarget::Path(path) if path.ends_with("fuse")))
+            };
+            let holders = processes_of(mount.sandbox.path()).into_iter().filter(holds_device).map(|holder| holder.pid);
+            assert_eq!(holders.collect::<Vec<_>>(), [mount.server_pid().unwrap()], "the server's alone");
+            assert!(mount.terminate().success(), "{}", mount.log());
+            assert_eq!(mount.sandbox.mounts().len(), 1, "it was lent");
+            let error = fs::metadata(mount.path("file")).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::ENOTCONN), "{error}");
+            mount.kernel().end();
+            mount.sandbox.assert_nothing_left();
+        }
     });
 }
 

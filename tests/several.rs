@@ -644,3 +644,28 @@ fn what_a_start_waits_for_is_said() {
         service.stop();
     });
 }
+
+/// A program that has a file open keeps the server of a mount that nobody finds any more; then too it is not made again.
+#[test]
+fn unmounted_lazily_by_somebody_else_it_stays_so_until_a_restart() {
+    unless_skipped(require_root(), || {
+        let mut service = Service::start(ROOT_DIRECT, |_| String::new());
+        let open = File::create(service.place("one").join("open")).unwrap();
+        nix::mount::umount2(&service.place("one"), nix::mount::MntFlags::MNT_DETACH).unwrap();
+        service.wait_until("sees it", |status| reasons_of(status, "one").contains("is mounted at"));
+        std::io::Write::write_all(&mut &open, b"written to the end").unwrap();
+        drop(open);
+        service.wait_until("reports it", |status| reasons_of(status, "one").contains("somebody else has unmounted it"));
+        assert!(service.log().contains("it stays so until a reload (SIGHUP) or a restart"), "{}", service.log());
+        assert_eq!(service.sandbox.mounts().len(), 1);
+        service.write("two").unwrap();
+
+        service.send(Signal::SIGTERM);
+        let daemon = &mut service.daemon;
+        wait_for("the daemon to end", COMMAND_LIMIT * 2, || daemon.try_wait().expect("the daemon"));
+        let daemon = spawn(&service.sandbox);
+        service.daemon = daemon;
+        service.wait_until("mounts again", |status| health_of(status, "one") == "healthy");
+        service.stop();
+    });
+}

@@ -8,12 +8,14 @@ use std::fs::File;
 use std::io::{self, IoSliceMut, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
 use nix::mount::{MntFlags, MsFlags, umount2};
+use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
 use crate::config::{Backend, Helper, Mount};
@@ -55,6 +57,18 @@ pub enum MountError {
         mountpoint: PathBuf,
         /// Its own words.
         message: String,
+    },
+    /// Somebody, or the kernel, has killed the helper.
+    #[error(
+        "{path} was ended by {signal} while it mounted at {mountpoint}: try again; if memory had run out, the kernel's log says so (`dmesg`)"
+    )]
+    HelperKilled {
+        /// Which.
+        path: PathBuf,
+        /// Where.
+        mountpoint: PathBuf,
+        /// By what.
+        signal: Signal,
     },
     /// The helper neither mounted nor ended.
     #[error(
@@ -209,6 +223,11 @@ fn mount_by_helper(config: &Mount, found: &Found) -> Result<OwnedFd, MountError>
         Ok(Some(device)) => Ok(device),
         _ if !ended => Err(MountError::HelperSilent { path: found.path.clone() }),
         Ok(None) => {
+            let status = child.wait().map_err(unusable)?;
+            if let Some(signal) = status.signal().and_then(|number| Signal::try_from(number).ok()) {
+                let (path, mountpoint) = (found.path.clone(), config.mountpoint.clone());
+                return Err(MountError::HelperKilled { path, mountpoint, signal });
+            }
             let mut message = String::new();
             if let Some(mut stderr) = child.stderr.take() {
                 stderr.read_to_string(&mut message).map_err(unusable)?;
@@ -389,7 +408,9 @@ fn unmount_once(maker: &Maker, mountpoint: &Path, manner: Manner) -> io::Result<
     if output.status.success() {
         return Ok(());
     }
-    Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    // One that was killed says nothing.
+    Err(io::Error::other(if said.is_empty() { format!("{}: {}", found.path.display(), output.status) } else { said }))
 }
 
 #[cfg(test)]

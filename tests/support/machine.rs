@@ -81,6 +81,13 @@ pub fn processes_of(folder: &Path) -> Vec<Process> {
         .collect()
 }
 
+/// Whether a process has let go of all that it had open; it may be unburied.
+pub fn is_gone(pid: i32) -> bool {
+    let Ok(process) = Process::new(pid) else { return true };
+    // Of several threads the first may be dead, and the others still hold everything.
+    process.stat().map_or(true, |stat| stat.state == 'Z') && process.tasks().map_or(true, |tasks| tasks.count() <= 1)
+}
+
 /// What each thread of a process is doing in the kernel.
 pub fn threads_of(process: &Process) -> String {
     let command = process.cmdline().unwrap_or_default().join(" ");

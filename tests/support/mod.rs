@@ -32,6 +32,7 @@ macro_rules! for_each_way {
     )* };
 }
 
+mod cgroup;
 mod machine;
 mod mount;
 mod sandbox;
@@ -41,8 +42,9 @@ mod way;
 
 use std::time::{Duration, Instant};
 
+pub use cgroup::Cgroup;
 pub use lighthouse_fs::config::{Backend, Helper};
-pub use machine::{MountPoint, mounts_below, processes_of};
+pub use machine::{MountPoint, is_gone, mounts_below, processes_of};
 pub use mount::{Mount, Switched};
 pub use sandbox::{Sandbox, end_everything};
 pub use scrape::Scrape;

@@ -36,6 +36,7 @@ pub struct Builder {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     is_helper_named: bool,
+    is_place_told: bool,
 }
 
 impl Builder {
@@ -80,6 +81,12 @@ impl Builder {
         self
     }
 
+    /// Does not say where a descriptor that is handed in is mounted.
+    pub fn without_place(mut self) -> Self {
+        self.is_place_told = false;
+        self
+    }
+
     /// Sets a variable for the daemon.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.into(), value.into()));
@@ -94,11 +101,17 @@ impl Builder {
 
     /// Starts the daemon and waits until its mount answers.
     pub fn start(self) -> Mount {
+        self.start_with(|_, _| {})
+    }
+
+    /// The same, after `prepare` has done to the sandbox and to the daemon's command what only this test needs.
+    pub fn start_with(self, prepare: impl FnOnce(&Sandbox, &mut Command)) -> Mount {
         let mut sandbox = Sandbox::new(self.way.user, self.limit);
         if let Some(program) = &self.program {
             sandbox.set_program(program);
         }
-        let command = self.command(&sandbox);
+        let mut command = self.command(&sandbox);
+        prepare(&sandbox, &mut command);
         Mount::spawn(sandbox, command, self)
     }
 
@@ -106,7 +119,10 @@ impl Builder {
     pub fn start_on_descriptor(self, mount: impl FnOnce(&Sandbox) -> OwnedFd) -> Mount {
         let sandbox = Sandbox::new(self.way.user, self.limit);
         let mut command = self.serve(&sandbox);
-        command.arg("--mountpoint").arg(format!("/dev/fd/{HANDED_IN}")).arg("--mounted-at").arg(sandbox.mountpoint());
+        command.arg("--mountpoint").arg(format!("/dev/fd/{HANDED_IN}"));
+        if self.is_place_told {
+            command.arg("--mounted-at").arg(sandbox.mountpoint());
+        }
         let device = FdMapping { parent_fd: mount(&sandbox), child_fd: HANDED_IN };
         command.fd_mappings(vec![device]).expect("one descriptor");
         Mount::spawn(sandbox, command, self)
@@ -167,6 +183,7 @@ impl Mount {
             arguments: Vec::new(),
             environment: Vec::new(),
             is_helper_named: true,
+            is_place_told: true,
         }
     }
 
@@ -216,6 +233,11 @@ impl Mount {
         let output = self.ask(&["status"]);
         let answer: Value = serde_json::from_slice(&output.stdout).ok()?;
         answer["mounts"].as_array()?.iter().find(|mount| mount["name"] == "default").cloned()
+    }
+
+    /// All that the daemon and its server have said.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.sandbox.log()).expect("the log")
     }
 
     /// The backend that serves.
