@@ -439,9 +439,12 @@ fn a_lazy_unmount_by_somebody_else_ends_with_the_last_program(
         let load = Load::start(&mount, "before", &Kind::ALL);
         let done = unmount(&mount, way, true);
         assert!(done.status.success(), "{done:?}");
-        wait_for_health(&mount, "unhealthy");
-        let reasons = mount.status()["reasons"].to_string();
-        assert!(reasons.contains("nothing, or something else, is mounted at"), "{reasons}");
+        // The prober sees it first, or the server.
+        wait_for("status to say so", COMMAND_LIMIT, || {
+            let status = mount.status();
+            let is_said = status["reasons"].to_string().contains("somebody else has unmounted it");
+            (is_said && status["health"] == "unhealthy").then_some(())
+        });
         let outcome = load.stop();
         outcome.assert_only(&[libc::ENOENT]);
         // And whoever asks for the path of the working directory.

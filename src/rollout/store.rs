@@ -27,8 +27,7 @@ const LONGEST_NAME: usize = 200;
 pub enum LoadError {
     /// A later version has written it.
     #[error(
-        "{} was written by a later version of the program (its format is {version}, this program knows {VERSION}): install \
-         that version again, or, if no pin in it matters any more, move the file away",
+        "{} was written by a later version of the program (its format is {version}, this program knows {VERSION}): install that version again, or, if no pin in it matters any more, move the file away",
         file.display()
     )]
     Newer {
@@ -39,8 +38,7 @@ pub enum LoadError {
     },
     /// It is not what this program writes.
     #[error(
-        "{} is damaged ({why}): look whether it holds a pin (`\"state\": \"rolled_back\"`), then move the file away; if it does, \
-         `lighthouse-fs rollback` pins the mount again", file.display()
+        "{} is damaged ({why}): look whether it holds a pin (`\"state\": \"rolled_back\"`), then move the file away; if it does, `lighthouse-fs rollback` pins the mount again", file.display()
     )]
     Damaged {
         /// The file.
