@@ -14,7 +14,11 @@ use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use tokio::net::UnixListener;
 
-use super::model::{Health, HealthAnswer, MountAnswer, Problem, SCHEMA, Status, SwitchAnswer, SwitchRequest};
+use super::model::{
+    DrillAnswer, DrillStopAnswer, Health, HealthAnswer, MountAnswer, Problem, SCHEMA, Status, SwitchAnswer,
+    SwitchRequest,
+};
+use crate::backend::drill::Plan;
 use crate::config::Backend;
 use crate::metrics;
 
@@ -35,6 +39,12 @@ pub trait Control: Clone + Send + Sync + 'static {
 
     /// Changes the backend of a mount, and returns when it is done or has failed.
     fn switch(&self, mount: &str, to: Backend) -> impl Future<Output = Result<SwitchAnswer, ControlError>> + Send;
+
+    /// Begins to inject faults into a mount.
+    fn drill(&self, mount: &str, plan: Plan) -> impl Future<Output = Result<DrillAnswer, ControlError>> + Send;
+
+    /// Injects no more. That nothing was injected is no error.
+    fn stop_drill(&self, mount: &str) -> impl Future<Output = Result<DrillStopAnswer, ControlError>> + Send;
 }
 
 /// Why an operation was not done.
@@ -43,6 +53,9 @@ pub enum ControlError {
     /// There is no such mount.
     #[error("no mount is called \"{0}\": `lighthouse-fs status` lists them")]
     UnknownMount(String),
+    /// What is asked for means nothing.
+    #[error("{0}")]
+    Invalid(String),
     /// It cannot be done as things are; what was before goes on.
     #[error("{0}")]
     Refused(String),
@@ -56,7 +69,7 @@ pub enum ControlError {
     },
     /// The server did not answer in time.
     #[error(
-        "the server of mount \"{mount}\" gave no answer within {limit:?}: the switch may still be done; see `lighthouse-fs status`, and the log of the daemon"
+        "the server of mount \"{mount}\" gave no answer within {limit:?}: what was asked for may still be done; see `lighthouse-fs status`, and the log of the daemon"
     )]
     Late {
         /// Its name.
@@ -70,6 +83,7 @@ impl IntoResponse for ControlError {
     fn into_response(self) -> Response {
         let status = match self {
             Self::UnknownMount(_) => StatusCode::NOT_FOUND,
+            Self::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Refused(_) => StatusCode::CONFLICT,
             Self::NotServed { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Late { .. } => StatusCode::GATEWAY_TIMEOUT,
@@ -120,6 +134,7 @@ pub fn router<C: Control>(control: C) -> Router {
         .route("/api/v1/status", get(status::<C>))
         .route("/api/v1/mounts/{name}", get(mount::<C>))
         .route("/api/v1/mounts/{name}/switch", post(switch::<C>))
+        .route("/api/v1/mounts/{name}/drill", post(drill::<C>).delete(stop_drill::<C>))
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(LARGEST_BODY))
@@ -183,6 +198,24 @@ async fn switch<C: Control>(
         Ok(Json(request)) => control.switch(&name, request.to).await.map(Json).into_response(),
         Err(rejection) => problem(rejection.status(), rejection.body_text()),
     }
+}
+
+async fn drill<C: Control>(
+    State(control): State<C>,
+    Path(name): Path<String>,
+    body: Result<Json<Plan>, JsonRejection>,
+) -> Response {
+    match body {
+        Ok(Json(plan)) => control.drill(&name, plan).await.map(Json).into_response(),
+        Err(rejection) => problem(rejection.status(), rejection.body_text()),
+    }
+}
+
+async fn stop_drill<C: Control>(
+    State(control): State<C>,
+    Path(name): Path<String>,
+) -> Result<Json<DrillStopAnswer>, ControlError> {
+    control.stop_drill(&name).await.map(Json)
 }
 
 async fn unknown_route(uri: Uri) -> Response {

@@ -13,7 +13,6 @@ use tokio::time::timeout;
 
 use super::mount::{Beginning, End, Facts, Phase, Request, Task};
 use super::{Refusal, leftover, preflight, process};
-use crate::api::ControlError;
 use crate::config::{Backend, Mount};
 use crate::server::orders::Hello;
 
@@ -313,11 +312,8 @@ impl Keeper {
                 request = self.requests.recv() => request,
             };
             match request {
-                Some(Request::Switch { answer, .. }) => {
-                    let mount = self.name();
-                    let why = "it is not mounted; see `lighthouse-fs status`".into();
-                    // A client that has gone does not need to be told.
-                    let _ = answer.send(Err(ControlError::NotServed { mount, why }));
+                Some(request @ (Request::Switch { .. } | Request::Drill { .. } | Request::StopDrill { .. })) => {
+                    request.refuse(&self.name(), "it is not mounted; see `lighthouse-fs status`");
                 }
                 Some(Request::Reconfigure(mount)) => {
                     self.checking = None;

@@ -1,5 +1,6 @@
 //! The serving process of one mount: it holds the connection, both sessions and the vfs, and obeys the daemon.
 
+mod drill;
 mod handover;
 pub mod meeting;
 pub mod orders;
@@ -225,6 +226,13 @@ impl Control {
             Mount { backend: BackendChoice::Only(first), fallback: order.last() != Some(&first), ..mount.clone() };
         let (served, not_started) = Served::start(&trial, connection, Arc::new(vfs), ledger.clone(), on_session_end)?;
         unavailable.extend(not_started);
+        if let Some(drill) = served.drill() {
+            let wake = wake.clone();
+            drill.call_when_end_is_due(move || {
+                // Its counter is full: it is being woken.
+                let _ = wake.write(1);
+            });
+        }
         for Unavailable { backend, reason } in &unavailable {
             tracing::warn!(%backend, active = %served.active(), "a backend does not come up: {reason}");
         }
@@ -247,6 +255,7 @@ impl Control {
             helper: self.served.connection().made_by(),
             unavailable: self.unavailable.clone(),
             last_switch: self.last_switch.clone(),
+            drill: self.served.drill().and_then(|drill| drill.ongoing()),
         }))
     }
 
@@ -255,6 +264,7 @@ impl Control {
         let timeout = PollTimeout::try_from(HEARTBEAT)?;
         loop {
             self.ledger.beat(coarse_now());
+            self.look_after_drill(daemon);
             let mut ready = vec![
                 PollFd::new(self.wake.as_fd(), PollFlags::POLLIN),
                 PollFd::new(signals.as_fd(), PollFlags::POLLIN),
@@ -363,6 +373,8 @@ impl Control {
                 return Ok(None);
             }
             Order::Serve { .. } => Report::Failed { message: "this server serves already".into() },
+            Order::Drill { plan } => self.start_drill(plan),
+            Order::StopDrill => self.stop_drill(),
             Order::RecoverLost => {
                 if let Err(error) = self.served.recover_lost() {
                     tracing::warn!(%error, "whether requests were lost could not be seen");
@@ -390,6 +402,8 @@ impl Control {
 
     /// Ends the mount. A thread does it, because `umount2(2)` waits for dirty pages, and so for a backend.
     fn finish(self, daemon: &Daemon, end: End) -> anyhow::Result<()> {
+        // What it holds up would keep the mount busy.
+        drop(self.stop_drill());
         let is_gone = matches!(end, End::ConnectionGone);
         let is_aborted = is_gone && self.served.connection().is_mounted();
         let unmounted = if is_gone && !is_aborted {
