@@ -99,7 +99,7 @@ source = "/srv/a"
 mountpoint = "/mnt/a"
 max_write = "1MiB"
 backend = "fuse4"
-drill = false
+survive = "off"
 [mount.io]
 max_write = "2MiB"
 threads = "3"
@@ -122,7 +122,7 @@ FILE:5: daemon.state_dir: "" is empty; write the whole path, from / on
 FILE:6: daemon.log_level: "" is no log level; use error, warn, info, debug, trace, off, or a filter such as `info,lighthouse_fs::daemon=debug`
 FILE:10: mount.max_write: unknown key; max_write belongs in [mount.io]
 FILE:11: mount.backend: unknown backend "fuse4"; use auto, fuse2 or fuse3
-FILE:12: mount.drill: this key is not supported by this version; remove it
+FILE:12: mount.survive: this key is not supported by this version; remove it
 FILE:14: mount.io.max_write: "2MiB" is out of range; use 4KiB to 1MiB, whole pages
 FILE:15: mount.io.threads: has the wrong type: string; write a whole number, without quotes: 1 to 64
 FILE:16: mount.io.max_read: this key is not supported by this version; remove it

@@ -49,6 +49,7 @@ fn hello() -> Hello {
         helper: "direct".into(),
         unavailable: Vec::new(),
         last_switch: None,
+        drill: None,
     }
 }
 

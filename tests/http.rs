@@ -15,11 +15,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use lighthouse_fs::api::events::{Event, Events, ReloadOutcome};
 use lighthouse_fs::api::model::{
-    BackendStatus, Daemon, Health, MountStatus, ProbeStatus, SCHEMA, Status, SwitchAnswer,
+    BackendStatus, Daemon, DrillAnswer, DrillStopAnswer, Health, MountStatus, ProbeStatus, SCHEMA, Status, SwitchAnswer,
 };
 use lighthouse_fs::api::{
     Admission, Answering, Bounds, Control, ControlError, Door, Secret, Token, document, serve, serve_tcp,
 };
+use lighthouse_fs::backend::drill::Plan;
 use lighthouse_fs::config::Backend;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -78,6 +79,7 @@ impl Control for Fake {
             in_flight: 0,
             oldest_in_flight_seconds: 0.,
             last_switch: None,
+            drill: None,
             probe: ProbeStatus { state: "answered".into(), took_ms: None, reason: None },
             backends: vec![
                 backend(Backend::Fuse2, "attached"),
@@ -95,6 +97,17 @@ impl Control for Fake {
             let (from, answered_for_hung, in_flight) = (to.other(), 0, 0);
             Ok(SwitchAnswer { schema: SCHEMA, from, to, pause_ms: 0., total_ms: 0., in_flight, answered_for_hung })
         })
+    }
+
+    fn drill<'a>(&'a self, mount: &'a str, plan: Plan) -> Answering<'a, DrillAnswer> {
+        Box::pin(async move {
+            plan.check().map_err(ControlError::Invalid)?;
+            Err(ControlError::Refused(format!("mount \"{mount}\" allows no drill")))
+        })
+    }
+
+    fn stop_drill<'a>(&'a self, _mount: &'a str) -> Answering<'a, DrillStopAnswer> {
+        Box::pin(async { Ok(DrillStopAnswer { schema: SCHEMA, stopped: None }) })
     }
 
     fn metrics(&self) -> String {

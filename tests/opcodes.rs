@@ -162,6 +162,7 @@ impl Attached {
             leases: Leases::default(),
             cache: Cache::default(),
             threads: 4,
+            drill: None,
         };
         let ends = Arc::new(AtomicUsize::new(0));
         let on_end = {

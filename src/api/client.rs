@@ -13,13 +13,16 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::model::{HealthAnswer, MountStatus, Problem, Status, SwitchAnswer, SwitchRequest};
+use super::model::{
+    DrillAnswer, DrillStopAnswer, HealthAnswer, MountStatus, Problem, Status, SwitchAnswer, SwitchRequest,
+};
 use super::socket;
+use crate::backend::drill::Plan;
 use crate::config::Backend;
 
 /// For what the daemon knows without asking anybody.
 const READ_DEADLINE: Duration = Duration::from_secs(5);
-/// For a switch: the daemon has deadlines of its own, which are shorter, and says which of them has passed.
+/// For a switch, and what waits until one is done: the daemon has deadlines of its own, which are shorter, and says which of them has passed.
 const SWITCH_DEADLINE: Duration = Duration::from_secs(120);
 /// Largest answer in bytes.
 const LARGEST_ANSWER: usize = 16 << 20;
@@ -126,6 +129,24 @@ impl Client {
     pub async fn switch(&self, mount: &str, to: Backend) -> Result<SwitchAnswer, ClientError> {
         let path = format!("/api/v1/mounts/{}/switch", escape(mount));
         self.ask(Method::POST, &path, Some(SwitchRequest { to }), SWITCH_DEADLINE).await
+    }
+
+    /// Begins to inject faults into a mount.
+    ///
+    /// # Errors
+    /// As [`mount`](Self::mount), and when the mount allows none, or something is injected already.
+    pub async fn drill(&self, mount: &str, plan: &Plan) -> Result<DrillAnswer, ClientError> {
+        let path = format!("/api/v1/mounts/{}/drill", escape(mount));
+        self.ask(Method::POST, &path, Some(plan), SWITCH_DEADLINE).await
+    }
+
+    /// Injects no more faults. That nothing was injected is no error.
+    ///
+    /// # Errors
+    /// As [`mount`](Self::mount).
+    pub async fn stop_drill(&self, mount: &str) -> Result<DrillStopAnswer, ClientError> {
+        let path = format!("/api/v1/mounts/{}/drill", escape(mount));
+        self.ask(Method::DELETE, &path, None::<()>, SWITCH_DEADLINE).await
     }
 
     async fn ask<T: DeserializeOwned>(

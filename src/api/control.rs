@@ -7,8 +7,9 @@ use axum::response::{IntoResponse, Response};
 use futures_util::future::BoxFuture;
 
 use super::events::Events;
-use super::model::{Status, SwitchAnswer};
+use super::model::{DrillAnswer, DrillStopAnswer, Status, SwitchAnswer};
 use super::problem::problem;
+use crate::backend::drill::Plan;
 use crate::config::Backend;
 
 /// An answer that takes a while.
@@ -26,6 +27,12 @@ pub trait Control: Send + Sync + 'static {
     /// Changes the backend of a mount, and returns when it is done or has failed.
     fn switch<'a>(&'a self, mount: &'a str, to: Backend) -> Answering<'a, SwitchAnswer>;
 
+    /// Begins to inject faults into a mount.
+    fn drill<'a>(&'a self, mount: &'a str, plan: Plan) -> Answering<'a, DrillAnswer>;
+
+    /// Injects no more. That nothing was injected is no error.
+    fn stop_drill<'a>(&'a self, mount: &'a str) -> Answering<'a, DrillStopAnswer>;
+
     /// All figures, in Prometheus' text format 0.0.4. Must not wait for anything.
     fn metrics(&self) -> String;
 
@@ -39,6 +46,9 @@ pub enum ControlError {
     /// There is no such mount.
     #[error("no mount is called \"{0}\": `lighthouse-fs status` lists them")]
     UnknownMount(String),
+    /// What is asked for means nothing.
+    #[error("{0}")]
+    Invalid(String),
     /// It cannot be done as things are; what was before goes on.
     #[error("{0}")]
     Refused(String),
@@ -52,7 +62,7 @@ pub enum ControlError {
     },
     /// The server did not answer in time.
     #[error(
-        "the server of mount \"{mount}\" gave no answer within {limit:?}: the switch may still be done; see `lighthouse-fs status`, and the log of the daemon"
+        "the server of mount \"{mount}\" gave no answer within {limit:?}: what was asked for may still be done; see `lighthouse-fs status`, and the log of the daemon"
     )]
     Late {
         /// Its name.
@@ -66,6 +76,7 @@ impl IntoResponse for ControlError {
     fn into_response(self) -> Response {
         let status = match self {
             Self::UnknownMount(_) => StatusCode::NOT_FOUND,
+            Self::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Refused(_) => StatusCode::CONFLICT,
             Self::NotServed { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Late { .. } => StatusCode::GATEWAY_TIMEOUT,

@@ -9,7 +9,9 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::backend::drill::{Fault, Ongoing};
 use crate::config::Backend;
+use crate::ledger::Operation;
 
 /// Version of every answer.
 pub const SCHEMA: u32 = 1;
@@ -138,6 +140,9 @@ pub struct MountStatus {
     pub oldest_in_flight_seconds: f64,
     /// The last change of backend.
     pub last_switch: Option<LastSwitch>,
+    /// The drill that runs.
+    #[serde(default)]
+    pub drill: Option<DrillStatus>,
     /// What the prober sees, which asks through the mount.
     pub probe: ProbeStatus,
     /// Each backend.
@@ -159,6 +164,68 @@ pub struct LastSwitch {
     #[serde(with = "humantime_serde")]
     #[schema(value_type = String, format = DateTime)]
     pub at: SystemTime,
+}
+
+/// A drill that runs.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct DrillStatus {
+    /// Whose requests are struck.
+    pub backend: Backend,
+    /// What becomes of them.
+    pub fault: Fault,
+    /// The share of them that is struck, at most 1.
+    pub rate: f64,
+    /// How long a delay is, in seconds.
+    pub delay_seconds: Option<f64>,
+    /// Only requests of this kind.
+    #[schema(value_type = Option<String>)]
+    pub operation: Option<Operation>,
+    /// When it ends by itself.
+    #[serde(with = "humantime_serde")]
+    #[schema(value_type = String, format = DateTime)]
+    pub until: SystemTime,
+}
+
+impl From<Ongoing> for DrillStatus {
+    fn from(Ongoing { plan, until }: Ongoing) -> Self {
+        Self {
+            delay_seconds: plan.delay().map(|delay| delay.as_secs_f64()),
+            backend: plan.backend,
+            fault: plan.fault,
+            rate: plan.rate,
+            operation: plan.operation,
+            until,
+        }
+    }
+}
+
+/// Answer to `POST /api/v1/mounts/{name}/drill`, whose body is a [`Plan`](crate::backend::drill::Plan).
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct DrillAnswer {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// What runs now.
+    pub drill: DrillStatus,
+}
+
+/// Answer to `DELETE /api/v1/mounts/{name}/drill`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct DrillStopAnswer {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// What ran until now, if something did.
+    pub stopped: Option<StoppedDrill>,
+}
+
+/// A drill that was stopped.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct StoppedDrill {
+    /// Whose requests were struck.
+    pub backend: Backend,
+    /// What became of them.
+    pub fault: Fault,
+    /// How many they were.
+    pub struck: u64,
 }
 
 /// What the prober sees.

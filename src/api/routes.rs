@@ -22,11 +22,13 @@ use utoipa_axum::routes;
 use super::admission::{self, Door, Gate, Reader};
 use super::events::Published;
 use super::model::{
-    Health, HealthAnswer, LiveAnswer, MountAnswer, MountStatus, Problem, SCHEMA, Status, SwitchAnswer, SwitchRequest,
+    DrillAnswer, DrillStopAnswer, Health, HealthAnswer, LiveAnswer, MountAnswer, MountStatus, Problem, SCHEMA, Status,
+    SwitchAnswer, SwitchRequest,
 };
 use super::problem::{self, problem};
 use super::serving::Connection;
 use super::{Control, ControlError};
+use crate::backend::drill::Plan;
 use crate::metrics::CONTENT_TYPE;
 
 /// Largest request body in bytes; the longest sensible one has some 20.
@@ -53,6 +55,7 @@ fn api() -> OpenApiRouter<Shared> {
         .routes(routes!(status))
         .routes(routes!(mount))
         .routes(routes!(switch))
+        .routes(routes!(drill, stop_drill))
         .routes(routes!(events))
         .routes(routes!(openapi_json))
 }
@@ -166,6 +169,37 @@ async fn switch(
     Sent(request): Sent<SwitchRequest>,
 ) -> Result<Json<SwitchAnswer>, ControlError> {
     control.switch(&name, request.to).await.map(Json)
+}
+
+/// Begin to inject faults into a mount
+#[utoipa::path(post, path = "/api/v1/mounts/{name}/drill", params(("name" = String, Path, description = "The mount")),
+    request_body = Plan, security(("token" = [])), responses(
+    (status = 200, description = "It runs", body = DrillAnswer),
+    (status = 404, description = "There is no such mount", body = Problem, content_type = "application/problem+json"),
+    (status = 409, description = "The mount allows no drill, or one runs", body = Problem, content_type = "application/problem+json"),
+    (status = 422, description = "The plan means nothing", body = Problem, content_type = "application/problem+json"),
+    (status = "default", response = inline(Refusal)),
+))]
+async fn drill(
+    State(control): State<Shared>,
+    Path(name): Path<String>,
+    Sent(plan): Sent<Plan>,
+) -> Result<Json<DrillAnswer>, ControlError> {
+    control.drill(&name, plan).await.map(Json)
+}
+
+/// Inject no more faults
+#[utoipa::path(delete, path = "/api/v1/mounts/{name}/drill", params(("name" = String, Path, description = "The mount")),
+    security(("token" = [])), responses(
+    (status = 200, description = "None runs any more", body = DrillStopAnswer),
+    (status = 404, description = "There is no such mount", body = Problem, content_type = "application/problem+json"),
+    (status = "default", response = inline(Refusal)),
+))]
+async fn stop_drill(
+    State(control): State<Shared>,
+    Path(name): Path<String>,
+) -> Result<Json<DrillStopAnswer>, ControlError> {
+    control.stop_drill(&name).await.map(Json)
 }
 
 /// What happens, as server-sent events

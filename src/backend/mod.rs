@@ -4,6 +4,8 @@
 //! that are written here: a panic costs one request, ENOSYS never reaches the kernel, lifetimes come from the mount, and
 //! an answer that comes after the deadline leaves no trace.
 
+mod diverging;
+pub mod drill;
 #[cfg(feature = "fuse2")]
 mod fuse2;
 #[cfg(feature = "fuse3")]
@@ -18,6 +20,9 @@ use crate::connection::Connection;
 use crate::connection::port::{Leases, NoSlots, OnEnd, Port, PortError};
 use crate::ledger::{AnswerStatus, Ledger};
 use crate::vfs::{Attr, Caller, Created, DirEntry, Entry, Errno, HandleId, ListFlow, NodeId, Result, Timestamp, Vfs};
+
+use diverging::Diverging;
+use drill::{Drill, Strike};
 
 /// What a session is made from.
 #[derive(Clone)]
@@ -34,6 +39,8 @@ pub struct Context {
     pub cache: Cache,
     /// Reader threads of a session of `fuse2`.
     pub threads: usize,
+    /// Where faults come from, if the mount allows them.
+    pub drill: Option<Arc<Drill>>,
 }
 
 /// Why a session did not start.
@@ -142,6 +149,27 @@ fn guarded<T>(call: impl FnOnce() -> Result<T>) -> (Result<T>, AnswerStatus) {
             (Err(Errno::EIO), AnswerStatus::BackendError)
         }
     }
+}
+
+/// What a drill has left of a call.
+enum InDrill<T> {
+    /// Its answer.
+    Answered(Result<T>, AnswerStatus),
+    /// Nobody gets one.
+    Lost,
+}
+
+/// Runs a call that a drill has struck and that has waited as long as it was to.
+#[cold]
+fn guarded_in_drill<T>(strike: &Strike, vfs: &Arc<dyn Vfs>, call: impl FnOnce(&dyn Vfs) -> Result<T>) -> InDrill<T> {
+    let (result, status) = match strike {
+        Strike::Lose => return InDrill::Lost,
+        Strike::Error => (Err(Errno::EIO), AnswerStatus::BackendError),
+        Strike::Panic => guarded(|| panic!("a drill makes this handler panic")),
+        Strike::Diverge => guarded(|| call(&Diverging(vfs.clone()))),
+        Strike::Wait(_) => guarded(|| call(&**vfs)),
+    };
+    InDrill::Answered(result, status)
 }
 
 /// FORGET has no answer, so that is all that a panic costs.

@@ -6,6 +6,7 @@ mod complete;
 mod config;
 mod daemons;
 mod demo;
+mod drill;
 mod end_servers;
 mod health;
 mod init;
@@ -89,6 +90,7 @@ enum Command {
     Serve(Box<serve::Args>),
     Status(status::Args),
     Switch(switch::Args),
+    Drill(drill::Args),
     Health(health::Args),
     Backends(backends::Args),
     CheckConfig(check_config::Args),
@@ -134,6 +136,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args, &global),
         Command::Status(args) => status::run(&args, &global),
         Command::Switch(args) => switch::run(&args, &global),
+        Command::Drill(args) => drill::run(&args, &global),
         Command::Health(args) => health::run(&args, &global),
         Command::Backends(args) => backends::run(&args),
         Command::CheckConfig(args) => check_config::run(&args),

@@ -42,6 +42,9 @@ pub struct Args {
     /// Refuse writing
     #[arg(long)]
     read_only: bool,
+    /// Let `lighthouse-fs drill` inject faults, for rehearsals
+    #[arg(long)]
+    drill: bool,
     /// Reader threads of backend fuse2 [default: 16]
     #[arg(long, value_name = "N", value_parser = flag("mount.io.threads"))]
     threads: Option<String>,
@@ -74,6 +77,7 @@ impl Args {
             ("mount.helper", self.helper.clone()),
             ("mount.allow_other", yes(self.allow_other)),
             ("mount.read_only", yes(self.read_only)),
+            ("mount.drill", yes(self.drill)),
             ("mount.io.threads", self.threads.clone()),
             ("api.listen", self.listen.clone()),
             ("api.shadow_listen", self.shadow_listen.clone()),

@@ -236,6 +236,14 @@ pub(super) static MOUNT: &[Key<Mount>] = &[
         effect: Effect::Remount,
     },
     Key {
+        name: "drill",
+        kind: Kind::Flag(|mount| &mut mount.drill),
+        about: "Let `lighthouse-fs drill` inject faults into its backends, for rehearsals.",
+        variable: None,
+        flag: Some("--drill"),
+        effect: Effect::Remount,
+    },
+    Key {
         name: "io.max_write",
         // The kernel's limits: FUSE_MIN_READ_BUFFER's payload, and 256 pages of 4 KiB (fs/fuse/fuse_i.h).
         kind: Kind::Pages(|mount| &mut mount.io.max_write, 4 << 10..=1 << 20),
@@ -349,7 +357,6 @@ pub(super) const LATER: &[&str] = &[
     "mount.passthrough",
     "mount.shadow_mountpoint",
     "mount.survive",
-    "mount.drill",
     "mount.io.max_read",
     "mount.rollout.shadow_sample",
     "mount.guard",

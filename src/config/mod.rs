@@ -401,6 +401,8 @@ pub struct Mount {
     pub dev: bool,
     /// Whether programs may be executed.
     pub exec: bool,
+    /// Whether faults may be injected into its backends.
+    pub drill: bool,
     /// Sizes and numbers of requests.
     pub io: Io,
     /// Lifetimes in the kernel's caches.
@@ -472,6 +474,7 @@ impl Mount {
             suid: false,
             dev: false,
             exec: true,
+            drill: false,
             io: Io::default(),
             cache: Cache::default(),
             deadlines: Deadlines::default(),

@@ -14,7 +14,6 @@ use tokio::time::timeout;
 use super::mount::{Beginning, End, Facts, Phase, Request, Task};
 use super::recorder::Recorder;
 use super::{Refusal, preflight, process};
-use crate::api::ControlError;
 use crate::api::events::Events;
 use crate::config::{Backend, Deadlines, Mount};
 use crate::server::orders::Hello;
@@ -353,15 +352,13 @@ impl Keeper {
                 request = self.requests.recv() => request,
             };
             match request {
-                Some(Request::Switch { answer, .. }) => {
-                    let mount = self.name();
-                    let why = "it is not mounted; see `lighthouse-fs status`".into();
-                    // A client that has gone does not need to be told.
-                    let _ = answer.send(Err(ControlError::NotServed { mount, why }));
-                }
-                Some(Request::Weigh { answer, .. }) => {
-                    let why = "it is not mounted; see `lighthouse-fs status`".into();
-                    let _ = answer.send(Err(ControlError::NotServed { mount: self.name(), why }));
+                Some(
+                    request @ (Request::Switch { .. }
+                    | Request::Weigh { .. }
+                    | Request::Drill { .. }
+                    | Request::StopDrill { .. }),
+                ) => {
+                    request.refuse(&self.name(), "it is not mounted; see `lighthouse-fs status`");
                 }
                 Some(Request::Reconfigure(mount)) => {
                     self.facts.send_modify(|facts| facts.wanted = mount);

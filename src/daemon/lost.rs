@@ -195,12 +195,14 @@ impl Watch {
             self.known = least;
             return Verdict::Lost(more);
         }
-        let is_resting = self.resting_until.is_some_and(|until| Instant::now() < until);
+        // After a look that has found something, the next suspicion is as good as the first.
+        let has_found = look.lost > self.lost;
+        let is_resting = !has_found && self.resting_until.is_some_and(|until| Instant::now() < until);
         if is_resting || look.oldest > SLOW {
             return Verdict::Nothing;
         }
         // The rest grows while looks find nothing.
-        self.rest = if look.lost > self.lost { SHORTEST_REST } else { (self.rest * 2).min(LONGEST_REST) };
+        self.rest = if has_found { SHORTEST_REST } else { (self.rest * 2).min(LONGEST_REST) };
         self.lost = look.lost;
         self.resting_until = Some(Instant::now() + self.rest);
         self.forget();
@@ -245,6 +247,18 @@ mod tests {
             tokio::time::advance(TICK).await;
         }
         assert!((3..12).contains(&suspicions), "{suspicions} in ten minutes");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_lost_again_is_found_as_soon() {
+        let mut watch = Watch::new(true, 16);
+        let mut lost = 0;
+        for _ in 0..5 * 10 {
+            let seen = Look { lost, ..look(9, 1, 0) };
+            lost += u64::from(watch.look(&seen) == Verdict::Suspicion);
+            tokio::time::advance(TICK).await;
+        }
+        assert_eq!(lost, 10);
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,6 +3,8 @@
 //! It waits for nothing without a deadline, notes what the server reports unasked, and when it ends the mount is gone:
 //! unmounted by the server, or, if the server died or was stuck, taken away from here.
 
+mod drill;
+
 use std::io;
 use std::mem;
 use std::path::{Path, PathBuf};
@@ -19,6 +21,7 @@ use super::{dead_mount, process};
 use crate::api::ControlError;
 use crate::api::events;
 use crate::api::model::LastSwitch;
+use crate::backend::drill::{Ended, Ongoing, Plan as DrillPlan};
 use crate::config::{Backend, Deadlines, Mount};
 use crate::connection::mountinfo;
 use crate::ledger::{Cause, Ledger};
@@ -70,6 +73,18 @@ pub enum Request {
         /// Where the answer goes: the switch, if one serves alone now that did not before.
         answer: oneshot::Sender<Result<Option<Switched>, ControlError>>,
     },
+    /// Inject faults.
+    Drill {
+        /// What is to be done.
+        plan: DrillPlan,
+        /// Where the answer goes.
+        answer: oneshot::Sender<Result<Ongoing, ControlError>>,
+    },
+    /// Inject no more faults. The answer is what was stopped.
+    StopDrill {
+        /// Where it goes.
+        answer: oneshot::Sender<Result<Option<Ended>, ControlError>>,
+    },
     /// See whether requests were lost.
     RecoverLost,
     /// Unmount and end.
@@ -78,6 +93,21 @@ pub enum Request {
     Reconfigure(Arc<Mount>),
     /// Log this from now on.
     LogLevel(String),
+}
+
+impl Request {
+    /// Answers one that only a server can do, of which there is none.
+    pub fn refuse(self, mount: &str, why: &str) {
+        let error = ControlError::NotServed { mount: mount.into(), why: why.into() };
+        // A client that has gone does not need to be told.
+        match self {
+            Self::Switch { answer, .. } => drop(answer.send(Err(error))),
+            Self::Weigh { answer, .. } => drop(answer.send(Err(error))),
+            Self::Drill { answer, .. } => drop(answer.send(Err(error))),
+            Self::StopDrill { answer } => drop(answer.send(Err(error))),
+            Self::RecoverLost | Self::Stop | Self::Reconfigure(_) | Self::LogLevel(_) => {}
+        }
+    }
 }
 
 /// Where a mount's life has got to.
@@ -172,6 +202,8 @@ pub struct Facts {
     pub failures: u32,
     /// The last change of backend.
     pub last_switch: Option<LastSwitch>,
+    /// The drill that runs.
+    pub drill: Option<Ongoing>,
 }
 
 impl Facts {
@@ -191,6 +223,7 @@ impl Facts {
             last_active: None,
             failures: 0,
             last_switch: None,
+            drill: None,
         }
     }
 
@@ -208,6 +241,7 @@ impl Facts {
             ("suid", now.suid != then.suid),
             ("dev", now.dev != then.dev),
             ("exec", now.exec != then.exec),
+            ("drill", now.drill != then.drill),
             ("io", now.io != then.io),
             ("cache", now.cache != then.cache),
         ]
@@ -297,6 +331,7 @@ impl<'a> Task<'a> {
             facts.counted = Some(ledger.clone());
             facts.greeting = None;
             facts.unavailable.clear();
+            facts.drill = None;
         });
         Ok(Self {
             mount,
@@ -341,6 +376,7 @@ impl<'a> Task<'a> {
             facts.phase = Phase::Ended(end.clone());
             facts.last_active = self.ledger.active();
             facts.server = None;
+            facts.drill = None;
         });
         if is_released {
             self.release();
@@ -359,10 +395,6 @@ impl<'a> Task<'a> {
                     Event::Gone(why) => return Err(End::Failed(format!("{why} while it was mounting; see the log"))),
                 },
                 request = self.requests.recv() => match request {
-                    Some(Request::Switch { answer, .. }) => {
-                        self.reply(answer, Err(ControlError::NotServed { mount: self.mount.name.clone(), why: "it is starting".into() }));
-                        continue;
-                    }
                     Some(Request::Reconfigure(mount)) => {
                         self.reconfigure(&mount);
                         // It may hang by what was wrong in the configuration.
@@ -376,12 +408,11 @@ impl<'a> Task<'a> {
                         self.tell(Order::LogLevel { level });
                         continue;
                     }
-                    Some(Request::Weigh { answer, .. }) => {
-                        self.reply(answer, Err(ControlError::NotServed { mount: self.mount.name.clone(), why: "it is starting".into() }));
+                    Some(Request::Stop) | None => return Err(self.stop().await),
+                    Some(other) => {
+                        other.refuse(&self.mount.name, "it is starting");
                         continue;
                     }
-                    Some(Request::RecoverLost) => continue,
-                    Some(Request::Stop) | None => return Err(self.stop().await),
                 },
                 () = tokio::time::sleep_until(deadline) => {
                     return Err(End::Failed(format!("the serving process has not mounted within {START:?}; see its log")));
@@ -405,12 +436,13 @@ impl<'a> Task<'a> {
     }
 
     fn greet(&mut self, hello: Hello) {
-        let Hello { mount_id, stable, active, protocol_minor, helper, unavailable, last_switch, .. } = hello;
+        let Hello { mount_id, stable, active, protocol_minor, helper, unavailable, last_switch, drill, .. } = hello;
         self.number = self.place.as_deref().and(mount_id);
         self.facts.send_modify(|facts| {
             facts.phase = Phase::Serving;
             facts.greeting = Some(Greeting { stable, active, protocol_minor, helper });
             facts.unavailable = unavailable;
+            facts.drill = drill;
         });
         let mut failures = 0;
         self.facts.send_modify(|facts| failures = mem::take(&mut facts.failures));
@@ -482,6 +514,8 @@ impl<'a> Task<'a> {
                         self.reply(answer, result);
                         end
                     }
+                    Some(Request::Drill { plan, answer }) => self.answer_drill(plan, answer).await,
+                    Some(Request::StopDrill { answer }) => self.answer_stop_drill(answer).await,
                     Some(Request::RecoverLost) => {
                         if let Err(error) = self.server.send(&Order::RecoverLost) {
                             tracing::warn!(mount = self.mount.name, %error, "the server cannot be told to look for lost requests");
@@ -655,6 +689,7 @@ impl<'a> Task<'a> {
             Report::Stopped { .. } => {
                 return Some(End::Died("the serving process stopped without being told to".into()));
             }
+            Report::Drilling(_) | Report::DrillStopped { .. } | Report::DrillOver(_) => self.note_drill(report),
             Report::Hello(_) => tracing::warn!(mount, "the server says hello a second time; ignored"),
         }
         None
@@ -715,7 +750,7 @@ impl<'a> Task<'a> {
     /// Sends an answer to a client, who may have gone.
     fn reply<T>(&self, answer: oneshot::Sender<T>, result: T) {
         if answer.send(result).is_err() {
-            tracing::info!(mount = self.mount.name, "the client that asked for a switch did not wait for the answer");
+            tracing::info!(mount = self.mount.name, "a client did not wait for the answer");
         }
     }
 

@@ -12,8 +12,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::mount::{End, Facts, Phase, Request};
 use super::prober::{Probed, Prober};
 use crate::api::events::Events;
-use crate::api::model::{BackendStatus, Daemon, Health, ListenerStatus, MountStatus, SCHEMA, Status, SwitchAnswer};
+use crate::api::model::{
+    BackendStatus, Daemon, DrillAnswer, DrillStopAnswer, Health, ListenerStatus, MountStatus, SCHEMA, Status,
+    StoppedDrill, SwitchAnswer,
+};
 use crate::api::{Answering, Control, ControlError, Door};
+use crate::backend::drill::{Ongoing, Plan};
 use crate::config::Backend;
 use crate::connection::fusectl;
 use crate::connection::mountinfo::{self, Mounted};
@@ -99,6 +103,11 @@ impl Mounts {
         self.0.is_reload_taken.store(is_taken, Relaxed);
     }
 
+    fn find(&self, mount: &str) -> Result<Handle, ControlError> {
+        let found = self.all().into_iter().find(|handle| handle.name() == mount);
+        found.ok_or_else(|| ControlError::UnknownMount(mount.into()))
+    }
+
     /// From now on these.
     pub fn set(&self, mounts: Vec<Handle>) {
         *self.0.mounts.write() = mounts;
@@ -126,6 +135,14 @@ impl Control for Mounts {
         Box::pin(Self::switch(self, mount, to))
     }
 
+    fn drill<'a>(&'a self, mount: &'a str, plan: Plan) -> Answering<'a, DrillAnswer> {
+        Box::pin(Self::drill(self, mount, plan))
+    }
+
+    fn stop_drill<'a>(&'a self, mount: &'a str) -> Answering<'a, DrillStopAnswer> {
+        Box::pin(Self::stop_drill(self, mount))
+    }
+
     fn metrics(&self) -> String {
         metrics::text(self.figures()).unwrap_or_else(|error| {
             tracing::error!(%error, "the metrics cannot be shown");
@@ -140,18 +157,14 @@ impl Control for Mounts {
 
 impl Mounts {
     async fn switch(&self, mount: &str, to: Backend) -> Result<SwitchAnswer, ControlError> {
-        let found = self.all().into_iter().find(|handle| handle.name() == mount);
-        let handle = found.ok_or_else(|| ControlError::UnknownMount(mount.into()))?;
+        let handle = self.find(mount)?;
         if !to.is_built_in() {
             return Err(ControlError::Refused(format!(
                 "this build has no {to}: build it with the cargo feature `{to}`"
             )));
         }
-        let over = |why: &str| ControlError::NotServed { mount: mount.into(), why: why.into() };
-        let (answer, answered) = oneshot::channel();
-        let request = Request::Switch { to, reason: OPERATOR.into(), answer };
-        handle.requests.send(request).await.map_err(|_| over("it has ended"))?;
-        let switched = answered.await.map_err(|_| over("it is being unmounted"))??;
+        let reason = OPERATOR.into();
+        let switched = handle.ask(|answer| Request::Switch { to, reason, answer }).await?;
         Ok(SwitchAnswer {
             schema: SCHEMA,
             from: switched.from,
@@ -162,6 +175,29 @@ impl Mounts {
             answered_for_hung: switched.answered_for_hung,
         })
     }
+
+    async fn drill(&self, mount: &str, plan: Plan) -> Result<DrillAnswer, ControlError> {
+        let handle = self.find(mount)?;
+        plan.check().map_err(ControlError::Invalid)?;
+        let allowed = handle.facts.borrow().mount.drill;
+        if !allowed {
+            return Err(ControlError::Refused(format!(
+                "mount \"{mount}\" allows no drill: set drill = true for it (without a file: serve --drill), and mount it again"
+            )));
+        }
+        let ongoing = handle.ask(|answer| Request::Drill { plan, answer }).await?;
+        Ok(DrillAnswer { schema: SCHEMA, drill: ongoing.into() })
+    }
+
+    async fn stop_drill(&self, mount: &str) -> Result<DrillStopAnswer, ControlError> {
+        let ended = self.find(mount)?.ask(|answer| Request::StopDrill { answer }).await?;
+        let stopped = ended.map(|ended| StoppedDrill {
+            backend: ended.plan.backend,
+            fault: ended.plan.fault,
+            struck: ended.struck,
+        });
+        Ok(DrillStopAnswer { schema: SCHEMA, stopped })
+    }
 }
 
 impl Handle {
@@ -169,6 +205,17 @@ impl Handle {
     #[must_use]
     pub fn name(&self) -> String {
         self.facts.borrow().mount.name.clone()
+    }
+
+    /// Asks its keeper for something, and waits for the answer.
+    async fn ask<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<Result<T, ControlError>>) -> Request,
+    ) -> Result<T, ControlError> {
+        let over = |why: &str| ControlError::NotServed { mount: self.name(), why: why.into() };
+        let (answer, answered) = oneshot::channel();
+        self.requests.send(request(answer)).await.map_err(|_| over("it has ended"))?;
+        answered.await.map_err(|_| over("it is being unmounted"))?
     }
 
     fn figures(&self, table: &[Mounted]) -> MountFigures {
@@ -223,6 +270,7 @@ impl Handle {
             in_flight: in_flight.len(),
             oldest_in_flight_seconds: oldest.as_secs_f64(),
             last_switch: facts.last_switch,
+            drill: facts.drill.map(Into::into),
             probe: probed.status(),
             backends,
         }
@@ -305,6 +353,9 @@ fn judge(
     // What an operator wants is no fault.
     if let Some(active) = active.filter(|active| *active != stable && why != OPERATOR) {
         reasons.push(format!("{active} serves instead of the stable {stable} ({why})"));
+    }
+    if let Some(Ongoing { plan, until }) = &facts.drill {
+        reasons.push(format!("a drill runs until {}: {plan}", humantime::format_rfc3339_seconds(*until)));
     }
     // A backend that this build leaves out on purpose is not missing.
     for backend in backends.iter().filter(|backend| backend.name.is_built_in()) {

@@ -1,12 +1,18 @@
 //! The kinds of requests, which slots and counters are about.
 
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::UnknownName;
+
 macro_rules! operations {
     ($($name:ident = $text:literal),* $(,)?) => {
         /// A kind of request, named as in metrics and messages.
-        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord, Serialize, Deserialize)]
         #[repr(u8)]
         #[allow(missing_docs)]
-        pub enum Operation { $($name),* }
+        pub enum Operation { $(#[serde(rename = $text)] $name),* }
 
         impl Operation {
             /// All of them, in the order of their numbers.
@@ -39,6 +45,16 @@ impl Operation {
     }
 }
 
+impl FromStr for Operation {
+    type Err = UnknownName;
+
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
+        let expected = "a name that the metrics show, such as lookup, getattr, read or write";
+        let found = Self::ALL.iter().find(|operation| operation.name() == name);
+        found.copied().ok_or_else(|| UnknownName { what: "operation", given: name.into(), expected })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -49,5 +65,14 @@ mod tests {
             assert_eq!(Operation::from_number(number as u8), *operation);
         }
         assert_eq!(Operation::from_number(255), Operation::Other);
+    }
+
+    #[test]
+    fn operations_have_one_name_everywhere() {
+        for operation in Operation::ALL {
+            assert_eq!(operation.name().parse(), Ok(*operation));
+            assert_eq!(serde_json::to_value(operation).unwrap(), operation.name());
+        }
+        assert!("reed".parse::<Operation>().is_err());
     }
 }

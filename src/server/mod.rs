@@ -1,5 +1,6 @@
 //! The serving process of one mount: it holds the connection, both sessions and the vfs, and obeys the daemon.
 
+mod drill;
 mod handover;
 pub mod meeting;
 pub mod orders;
@@ -236,6 +237,13 @@ impl Control {
             Mount { backend: BackendChoice::Only(first), fallback: order.last() != Some(&first), ..mount.clone() };
         let (served, not_started) = Served::start(&trial, connection, Arc::new(vfs), ledger.clone(), on_session_end)?;
         unavailable.extend(not_started);
+        if let Some(drill) = served.drill() {
+            let wake = wake.clone();
+            drill.call_when_end_is_due(move || {
+                // Its counter is full: it is being woken.
+                let _ = wake.write(1);
+            });
+        }
         for Unavailable { backend, reason } in &unavailable {
             tracing::warn!(%backend, active = %served.active(), "a backend does not come up: {reason}");
         }
@@ -259,6 +267,7 @@ impl Control {
             helper: self.served.connection().made_by(),
             unavailable: self.unavailable.clone(),
             last_switch: self.last_switch.clone(),
+            drill: self.served.drill().and_then(|drill| drill.ongoing()),
         }))
     }
 
@@ -266,6 +275,7 @@ impl Control {
     fn obey(&mut self, daemon: &mut Daemon, signals: &SignalFd) -> anyhow::Result<End> {
         loop {
             self.ledger.beat(coarse_now());
+            self.look_after_drill(daemon);
             if let Some(end) = self.take_turns() {
                 return Ok(end);
             }
@@ -405,6 +415,8 @@ impl Control {
                 return Ok(None);
             }
             Order::Serve { .. } => Report::Failed { message: "this server serves already".into() },
+            Order::Drill { plan } => self.start_drill(plan),
+            Order::StopDrill => self.stop_drill(),
             Order::RecoverLost => {
                 if let Err(error) = self.served.recover_lost() {
                     tracing::warn!(%error, "whether requests were lost could not be seen");
@@ -447,6 +459,8 @@ impl Control {
 
     /// Ends the mount. A thread does it, because `umount2(2)` waits for dirty pages, and so for a backend.
     fn finish(self, daemon: &Daemon, end: End) -> anyhow::Result<()> {
+        // What it holds up would keep the mount busy.
+        drop(self.stop_drill());
         let is_gone = matches!(end, End::ConnectionGone);
         // What is out of the tree is not looked for there: its numbers may be another's already.
         let is_lost = self.tree.is_lost();

@@ -17,6 +17,7 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, sendmsg, soc
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::backend::drill::{Ended, Ongoing, Plan};
 use crate::config::{Backend, Deadlines, Mount};
 use crate::ledger::Cause;
 
@@ -66,6 +67,13 @@ pub enum Order {
         /// Why, in a few words.
         reason: String,
     },
+    /// Inject faults. Answered by [`Report::Drilling`] or [`Report::Failed`].
+    Drill {
+        /// What is to be done.
+        plan: Plan,
+    },
+    /// Inject no more faults. Answered by [`Report::DrillStopped`].
+    StopDrill,
     /// See whether requests were read and never answered, and have the kernel send them again. Answered by nothing; what is
     /// found is counted in the ledger.
     RecoverLost,
@@ -100,6 +108,15 @@ pub enum Report {
         /// What was tried, what happened, what to do.
         message: String,
     },
+    /// A drill runs.
+    Drilling(Ongoing),
+    /// None runs any more; one did until now, perhaps.
+    DrillStopped {
+        /// This one.
+        ended: Option<Ended>,
+    },
+    /// Sent without an order: a drill has ended by itself.
+    DrillOver(Ended),
     /// Sent without an order: a session ended by itself and the other backend has taken over.
     FailedOver(Switched),
     /// Sent without an order: somebody else has taken the mount out of the tree (`umount -l`), and programs still use it. The
@@ -135,6 +152,8 @@ pub struct Hello {
     pub unavailable: Vec<Unavailable>,
     /// The last change of backend.
     pub last_switch: Option<PastSwitch>,
+    /// The drill that runs.
+    pub drill: Option<Ongoing>,
 }
 
 /// A change of backend in the past.
@@ -322,6 +341,23 @@ mod tests {
         drop(daemon);
         assert!(matches!(server.receive::<Order>(Duration::from_secs(1)), Err(LineError::Closed)));
         assert!(matches!(server.send(&Order::Stop), Err(LineError::Closed)));
+    }
+
+    #[test]
+    fn every_report_of_a_drill_can_be_said() {
+        let (daemon, server) = Line::pair().unwrap();
+        let plan = Plan::new(Backend::Fuse2, crate::backend::drill::Fault::Lose);
+        let ended = Ended { plan: plan.clone(), struck: 7 };
+        let ongoing = Ongoing { plan, until: SystemTime::UNIX_EPOCH };
+        for report in [
+            Report::Drilling(ongoing),
+            Report::DrillStopped { ended: None },
+            Report::DrillStopped { ended: Some(ended.clone()) },
+            Report::DrillOver(ended),
+        ] {
+            server.send(&report).unwrap();
+            assert_eq!(daemon.receive::<Report>(Duration::from_secs(1)).unwrap(), report);
+        }
     }
 
     #[test]

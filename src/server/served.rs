@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::backend::drill::Drill;
 use crate::backend::{self, Context, StartError};
 use crate::config::{Backend, Deadlines, Mount};
 use crate::connection::port::{Drained, Leases, Order, Port, PortError, State};
@@ -105,6 +106,7 @@ impl Served {
             leases: Leases::default(),
             cache: mount.cache,
             threads: mount.io.threads,
+            drill: mount.drill.then(Arc::default),
         };
         let mut served = Self {
             context,
@@ -163,6 +165,12 @@ impl Served {
     #[must_use]
     pub fn connection(&self) -> &Connection {
         &self.context.connection
+    }
+
+    /// Where faults come from, if the mount allows them.
+    #[must_use]
+    pub fn drill(&self) -> Option<&Arc<Drill>> {
+        self.context.drill.as_ref()
     }
 
     /// Keeps other deadlines from now on.
@@ -563,9 +571,17 @@ impl Served {
     /// # Errors
     /// When it has ended already.
     pub fn end_active_session(&self) -> Result<(), PortError> {
-        match &self.sessions[self.active.index()] {
-            Some(session) => session.port.end_by_itself(),
-            None => Err(PortError::Ended(self.active)),
+        self.end_session(self.active)
+    }
+
+    /// Makes the session of this backend end as if by itself.
+    ///
+    /// # Errors
+    /// When it does not read requests.
+    pub fn end_session(&self, backend: Backend) -> Result<(), PortError> {
+        match &self.sessions[backend.index()] {
+            Some(session) if session.port.state() == State::Attached => session.port.end_by_itself(),
+            _ => Err(PortError::Ended(backend)),
         }
     }
 

@@ -52,6 +52,12 @@ impl Builder {
         self
     }
 
+    /// Allows drills.
+    pub fn drill(mut self) -> Self {
+        self.arguments.push("--drill".into());
+        self
+    }
+
     /// Gives the prober less time than five seconds.
     pub fn probe_deadline(mut self, deadline: Duration) -> Self {
         self.arguments.push(format!("--probe-deadline={}ms", deadline.as_millis()));

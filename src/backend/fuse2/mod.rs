@@ -9,11 +9,16 @@ use std::time::Duration;
 
 use fuser::{Config, INodeNo, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyXattr, Request, Session, SessionACL};
 
-use super::{Context, StartError, TakeBack, entry_lifetime, guarded};
+use super::drill::{Drill, Strike};
+use super::{Context, InDrill, StartError, TakeBack, entry_lifetime, guarded, guarded_in_drill};
 use crate::config::{Backend, Cache};
 use crate::connection::port::{BlockingPort, InHandler, LargeReply, OnEnd, Port, SMALL_REPLY};
 use crate::vfs::{Attr, Caller, Entry, Operation, Result, Vfs, XattrSize};
 use translate::{attributes, errno};
+
+/// An error that the kernel takes from nobody: it looks at that before it looks for the request (`fuse_dev_do_write` in
+/// fs/fuse/dev.c), so the request stays unanswered.
+const REFUSED: i32 = 512;
 
 thread_local! {
     /// Data of READ and of attributes, before it is copied into the reply's `writev(2)`.
@@ -30,6 +35,7 @@ pub(super) fn start(
     let (port, descriptor) = BlockingPort::new(context.connection.clone(), context.ledger.clone(), lease, on_end)?;
     let adapter = Adapter {
         vfs: context.vfs.clone(),
+        drill: context.drill.clone(),
         port: port.clone(),
         cache: context.cache,
         max_write: context.connection.negotiated().max_write,
@@ -65,6 +71,7 @@ pub(super) fn start(
 
 struct Adapter {
     vfs: Arc<dyn Vfs>,
+    drill: Option<Arc<Drill>>,
     port: Arc<BlockingPort>,
     cache: Cache,
     max_write: u32,
@@ -97,7 +104,20 @@ impl Adapter {
     ) -> Answer<'_, T> {
         let in_handler = self.port.enter(request.unique().0, operation, node.0);
         let caller = Caller { uid: request.uid(), gid: request.gid(), pid: request.pid(), umask };
-        let (result, status) = guarded(|| call(&*self.vfs, &caller));
+        let strike = self.drill.as_ref().and_then(|drill| drill.strike(Backend::Fuse2, operation, request.unique().0));
+        let (result, status) = match strike {
+            None => guarded(|| call(&*self.vfs, &caller)),
+            Some(strike) => {
+                if let Strike::Wait(wait) = &strike {
+                    wait.block();
+                }
+                match guarded_in_drill(&strike, &self.vfs, |vfs| call(vfs, &caller)) {
+                    InDrill::Answered(result, status) => (result, status),
+                    // The crate must reply, but the kernel refuses this one, and the crate only logs that.
+                    InDrill::Lost => return Answer { result: Err(fuser::Errno::from_i32(REFUSED)), in_handler },
+                }
+            }
+        };
         if in_handler.claim() {
             in_handler.count(operation, status);
             return Answer { result: result.map_err(errno), in_handler };

@@ -9,6 +9,7 @@ mod translate;
 
 use std::num::NonZeroU32;
 use std::os::fd::AsRawFd;
+use std::pin::Pin;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -19,9 +20,10 @@ use fuse3::raw::prelude::{ReplyAttr, ReplyEntry, Request};
 use futures_util::FutureExt;
 use parking_lot::Mutex;
 
-use super::{Context, StartError, TakeBack, entry_lifetime, guarded};
+use super::drill::{Drill, Strike};
+use super::{Context, InDrill, StartError, TakeBack, entry_lifetime, guarded, guarded_in_drill};
 use crate::config::{Backend, Cache};
-use crate::connection::port::{OnEnd, PolledPort, Port};
+use crate::connection::port::{InTask, OnEnd, PolledPort, Port};
 use crate::ledger::AnswerStatus;
 use crate::vfs::{Attr, Caller, Entry, Errno, Operation, Result, Vfs};
 use listing::LONGEST_LISTING;
@@ -132,6 +134,7 @@ async fn open_session(adapter: Adapter, port: &PolledPort) -> std::result::Resul
 
 struct Adapter {
     vfs: Arc<dyn Vfs>,
+    drill: Option<Arc<Drill>>,
     port: Arc<PolledPort>,
     cache: Cache,
     max_write: NonZeroU32,
@@ -147,6 +150,7 @@ impl Adapter {
         Self {
             may_block: Operation::ALL.iter().map(|operation| context.vfs.may_block(*operation)).collect(),
             vfs: context.vfs.clone(),
+            drill: context.drill.clone(),
             port,
             cache: context.cache,
             max_write: NonZeroU32::new(max_write).unwrap_or(NonZeroU32::MIN),
@@ -171,7 +175,16 @@ impl Adapter {
             return Err(libc::EIO.into());
         };
         let caller = caller(&request);
-        let (result, status) = guarded(|| call(&*self.vfs, &caller));
+        let (result, status) = match self.strike(&request, operation) {
+            None => guarded(|| call(&*self.vfs, &caller)),
+            Some(strike) => {
+                wait_if_told(&strike).await;
+                match guarded_in_drill(&strike, &self.vfs, |vfs| call(vfs, &caller)) {
+                    InDrill::Answered(result, status) => (result, status),
+                    InDrill::Lost => self.lose(task),
+                }
+            }
+        };
         if self.port.finish(task, operation, status).await {
             return result.map_err(errno);
         }
@@ -191,12 +204,39 @@ impl Adapter {
         };
         let vfs = self.vfs.clone();
         let caller = caller(&request);
-        let ran = tokio::task::spawn_blocking(move || guarded(|| call(&*vfs, &caller))).await;
-        let (result, status) = ran.unwrap_or((Err(Errno::EIO), AnswerStatus::BackendError));
+        let strike = self.strike(&request, operation);
+        if let Some(strike) = &strike {
+            wait_if_told(strike).await;
+        }
+        let ran = tokio::task::spawn_blocking(move || match strike {
+            None => {
+                let (result, status) = guarded(|| call(&*vfs, &caller));
+                InDrill::Answered(result, status)
+            }
+            Some(strike) => guarded_in_drill(&strike, &vfs, |vfs| call(vfs, &caller)),
+        })
+        .await;
+        let (result, status) = match ran {
+            Ok(InDrill::Answered(result, status)) => (result, status),
+            Ok(InDrill::Lost) => self.lose(task),
+            Err(_) => (Err(Errno::EIO), AnswerStatus::BackendError),
+        };
         if self.port.finish(task, operation, status).await {
             return result.map_err(errno);
         }
         self.take_back(&result)
+    }
+
+    fn strike(&self, request: &Request, operation: Operation) -> Option<Strike> {
+        self.drill.as_ref()?.strike(Backend::Fuse3, operation, request.unique)
+    }
+
+    /// Ends the task without an answer: the crate sends none when a handler panics, and nobody counts one.
+    #[cold]
+    fn lose(&self, task: InTask) -> ! {
+        self.port.leave_unanswered(task);
+        // Without the message of a panic that nobody has meant.
+        std::panic::resume_unwind(Box::new("a drill loses this request"))
     }
 
     #[cold]
@@ -223,6 +263,16 @@ impl Adapter {
     fn attr(&self, attr: &Attr) -> ReplyAttr {
         ReplyAttr { ttl: self.cache.attributes, attr: attributes(attr) }
     }
+}
+
+/// On the heap, because every request has room for what its handler may wait for.
+#[cold]
+fn wait_if_told(strike: &Strike) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+    Box::pin(async move {
+        if let Strike::Wait(wait) = strike {
+            wait.wait().await;
+        }
+    })
 }
 
 /// A read buffer that goes back to its adapter when the reply is written.

@@ -274,7 +274,10 @@ impl BlockingPort {
         if self.is_retired.load(SeqCst) {
             return;
         }
-        *self.state.lock() = State::Ended;
+        // A session ends once, however many threads it has.
+        if std::mem::replace(&mut *self.state.lock(), State::Ended) == State::Ended {
+            return;
+        }
         // One thread may have ended alone; the others must not go on reading beside whoever takes over.
         if let Err(error) = self.point_at_socket() {
             tracing::error!(%error, "a session that has ended could not be detached");

@@ -28,7 +28,7 @@ use crate::config::Backend;
 
 pub use blocking::{BlockingPort, InHandler, LargeReply, SMALL_REPLY};
 pub use leases::{Lease, Leases, NoSlots};
-pub use polled::{InTask, PolledPort, Refused};
+pub use polled::{InTask, PolledPort, Refused, pause};
 
 /// A node that no file system has: a FORGET of it is a nudge, which the adapter hands to its port.
 pub const NUDGE_NODE: u64 = u64::MAX - 16;

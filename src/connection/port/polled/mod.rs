@@ -44,7 +44,7 @@ use super::{Drained, Lease, OnEnd, Order, Plug, Port, PortError, State, Unbegun,
 use crate::config::Backend;
 use crate::ledger::{AnswerStatus, Clock, Direction, Ledger, Operation, Slot};
 use free_slots::FreeSlots;
-use timer::pause;
+pub use timer::pause;
 
 /// A `writev(2)` of 1 MiB that had begun when the runtime's thread was found stuck must not meet the socket.
 const GRACE: Duration = Duration::from_millis(20);
@@ -312,6 +312,14 @@ impl PolledPort {
             self.wait_for_room().await;
         }
         wanted
+    }
+
+    /// Called by the adapter instead of [`finish`](Self::finish) for a request that nobody answers.
+    pub fn leave_unanswered(&self, InTask { slot, .. }: InTask) {
+        self.ledger.slot(slot).leave();
+        if FreeSlots::put_back(slot) {
+            self.slot_freed.notify_one();
+        }
     }
 
     #[inline]

@@ -8,7 +8,7 @@ use tokio::io::unix::AsyncFd;
 
 /// Waits. On a timer of the kernel, since the runtime has none: tokio's would read the clock at each of its turns, which are
 /// as many as requests.
-pub(super) async fn pause(length: Duration) {
+pub async fn pause(length: Duration) {
     // SAFETY: an OwnedFd gives the same open descriptor for as long as it lives.
     match timer(length).ok().and_then(|timer| unsafe { AsyncFd::register(timer) }.ok()) {
         // Readable means over, and so does an error.
