@@ -17,7 +17,7 @@
 //!     // Or any other `Vfs`. What this one wants of the process, its documentation says.
 //!     let vfs = PassThrough::new("/srv/projects".as_ref(), Access::ReadWrite)?;
 //!     let mount = Mount::new("projects", "/srv/projects", "/mnt/projects");
-//!     let connection = Connection::establish(&mount, mount.backend.resolve(), None)?;
+//!     let connection = Connection::establish(&mount, mount.stable(), None)?;
 //!     // While there is one thread: PATH is changed for that helper.
 //!     let _prepared = backend::prepare();
 //!     let ledger = Ledger::create()?;

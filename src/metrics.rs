@@ -3,6 +3,9 @@
 //! Nothing is counted here and nothing is kept: a scrape reads what the servers have written, so that a counter costs the
 //! request path no more than a store.
 
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
 use prometheus::core::{Collector, Desc};
 use prometheus::process_collector::ProcessCollector;
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
@@ -81,6 +84,16 @@ metrics! {
         "Changes of the backend. reason: operator, failover, rollout, rollback. outcome: done, failed.";
     SwitchPause = Histogram "lighthouse_fuse_switch_pause_seconds" ["mount"]
         "Time in which no backend read requests, in switches that were done.";
+    Rollbacks = Counter "lighthouse_fuse_rollbacks_total" ["mount", "reason"]
+        "Rollbacks since the daemon began. reason: operator, ended_session, server_died.";
+    RolloutState = Gauge "lighthouse_fuse_rollout_state" ["mount"]
+        "0 idle, 1 running, 2 paused, 3 committed, 4 aborted, 5 rolled back, 6 unreadable. Absent without a candidate.";
+    RolloutStep = Gauge "lighthouse_fuse_rollout_step" ["mount"]
+        "The step that is under way, from 1; 0 without one.";
+    RolloutEntered = Gauge "lighthouse_fuse_rollout_step_entered_timestamp_seconds" ["mount"]
+        "When the step began, in Unix time. Absent without one.";
+    Pinned = Gauge "lighthouse_fuse_pinned" ["mount"]
+        "1 if a rollback holds the mount to its stable backend.";
     ReloadSuccess = Gauge "lighthouse_fuse_config_reload_success" []
         "1 if the last reload of the configuration was taken, or none was asked for.";
     BuildInfo = Gauge "lighthouse_fuse_build_info" ["version", "revision", "fuser", "fuse3"]
@@ -106,6 +119,23 @@ pub struct MountFigures {
     pub probes: [(Durations, u64); Backend::ALL.len()],
     /// Requests that the kernel waits for, where that can be read.
     pub kernel_waiting: Option<u64>,
+    /// Its rollout, if there is one.
+    pub rollout: Option<RolloutFigures>,
+    /// Whether a rollback holds it to its stable backend.
+    pub is_pinned: bool,
+    /// Rollbacks, by what made them so.
+    pub rollbacks: BTreeMap<&'static str, u64>,
+}
+
+/// How far a rollout is.
+#[derive(Clone, Debug)]
+pub struct RolloutFigures {
+    /// Number of its state.
+    pub state: u8,
+    /// The step, from 1; 0 without one.
+    pub step: usize,
+    /// When it began.
+    pub entered: Option<SystemTime>,
 }
 
 /// What a scrape needs to know.
@@ -169,6 +199,18 @@ fn show_mount(families: &mut Families, mount: &MountFigures) {
     let name = &*mount.name;
     families.gauge(Id::MountUp, &[name], mount.is_up.into());
     families.gauge(Id::Degraded, &[name], mount.is_degraded.into());
+    families.gauge(Id::Pinned, &[name], mount.is_pinned.into());
+    for (reason, count) in &mount.rollbacks {
+        families.counter(Id::Rollbacks, &[name, reason], *count);
+    }
+    if let Some(rollout) = &mount.rollout {
+        families.gauge(Id::RolloutState, &[name], rollout.state.into());
+        families.gauge(Id::RolloutStep, &[name], rollout.step as f64);
+        let since = rollout.entered.and_then(|entered| entered.duration_since(SystemTime::UNIX_EPOCH).ok());
+        if let Some(since) = since {
+            families.gauge(Id::RolloutEntered, &[name], since.as_secs_f64());
+        }
+    }
     if let Some(waiting) = mount.kernel_waiting {
         families.gauge(Id::KernelWaiting, &[name], waiting as f64);
     }
@@ -341,6 +383,9 @@ mod tests {
             is_available: [true, false],
             probes: [(Durations::default(), 0), (Durations::default(), 3)],
             kernel_waiting: Some(2),
+            rollout: Some(RolloutFigures { state: 1, step: 2, entered: Some(SystemTime::UNIX_EPOCH) }),
+            is_pinned: false,
+            rollbacks: [("operator", 3)].into(),
         };
         Figures { mounts: vec![mount], is_reload_taken: true }
     }
@@ -367,6 +412,8 @@ mod tests {
             r#"lighthouse_fuse_bytes_total{mount="a \"b\"",backend="fuse2",direction="read"} 4096"#,
             r#"lighthouse_fuse_switches_total{mount="a \"b\"",from="fuse2",to="fuse3",reason="operator",outcome="done"} 1"#,
             r#"lighthouse_fuse_kernel_waiting{mount="a \"b\""} 2"#,
+            r#"lighthouse_fuse_rollout_step{mount="a \"b\""} 2"#,
+            r#"lighthouse_fuse_rollbacks_total{mount="a \"b\"",reason="operator"} 3"#,
             "lighthouse_fuse_config_reload_success 1",
         ];
         for line in lines.iter().filter(|line| !line.contains("fuse2") || Backend::Fuse2.is_built_in()) {

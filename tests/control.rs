@@ -16,10 +16,12 @@ use lighthouse_fs::api::model::{Health, MountStatus};
 use lighthouse_fs::api::{self, Client, ClientError, Peer, router};
 use lighthouse_fs::config::{Backend, BackendChoice, Deadlines, Mount};
 use lighthouse_fs::daemon::mount::{Beginning, End, Facts, Phase, Request, Task};
+use lighthouse_fs::daemon::pilot::{Controls, Pilot};
 use lighthouse_fs::daemon::prober::Prober;
 use lighthouse_fs::daemon::process::{Process, Server};
 use lighthouse_fs::daemon::{Handle, Mounts, Plan, Recorder};
 use lighthouse_fs::ledger::{Ledger, PortState};
+use lighthouse_fs::rollout::{MachineId, Store};
 use lighthouse_fs::server::orders::{Hello, Line, Order, Report, Switched, Unavailable, VERSION};
 use rstest::rstest;
 use tempfile::TempDir;
@@ -48,6 +50,7 @@ fn hello() -> Hello {
         protocol_minor: 31,
         helper: "direct".into(),
         unavailable: Vec::new(),
+        because: None,
         last_switch: None,
         drill: None,
     }
@@ -90,10 +93,14 @@ impl Fake {
     }
 
     fn switches(&self, to: Backend) -> Switched {
-        assert!(matches!(self.order(), Order::Switch { to: wanted, .. } if wanted == to));
+        assert!(matches!(self.order(), Order::Weigh { candidate, percent: 100, .. } if candidate == to));
         self.attach(to);
         switched(to, "operator")
     }
+}
+
+fn done(switched: Switched) -> Report {
+    Report::Weighed { candidate: switched.to, percent: 100, switched: Some(switched) }
 }
 
 fn switched(to: Backend, reason: &str) -> Switched {
@@ -123,8 +130,19 @@ impl Daemon {
         let (facts, mut watcher) = watch::channel(Facts::new(Arc::new(mount())));
         let facts = Recorder::new(facts, Events::default());
         let (requests, mut received) = mpsc::channel(16);
+        let folder = tempfile::tempdir().unwrap();
+        let (happened, heard) = mpsc::unbounded_channel();
+        let pilot = Pilot::start(Controls {
+            store: Store::new(folder.path(), "default"),
+            machine: MachineId::of(&lighthouse_fs::config::Daemon::new(folder.path())),
+            facts: watcher.clone(),
+            happened: heard,
+            requests: requests.clone(),
+            events: Events::default(),
+        });
         let task = tokio::spawn(async move {
             let plan = Plan {
+                happened,
                 meeting: None,
                 socket: "control.sock".into(),
                 server_arguments: Arc::default(),
@@ -132,13 +150,12 @@ impl Daemon {
                 events: Events::default(),
             };
             let task = Task::new(None, server, &plan, &facts, &mut received).unwrap();
-            task.run(Beginning::Serve { meeting: None, resume: None }).await
+            task.run(Beginning::Serve { meeting: None, resume: None, gave_up: None }).await
         });
-        let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("control.sock");
         let listener = UnixListener::bind(&socket).unwrap();
         let prober = Prober::off("nothing is mounted");
-        let handle = Handle { facts: watcher.clone(), prober, requests: requests.clone() };
+        let handle = Handle { facts: watcher.clone(), prober, requests: requests.clone(), pilot };
         let mounts = Mounts::new(false);
         mounts.set(vec![handle]);
         tokio::spawn(api::serve(listener, mounts, std::future::pending()));
@@ -206,7 +223,7 @@ async fn a_switch_is_done_and_remembered() {
     let daemon = Daemon::over(|server| {
         server.begins(vec![]);
         let switched = server.switches(Backend::Fuse3);
-        server.says(&Report::Switched(switched));
+        server.says(&done(switched));
         server.ends_when_told();
     })
     .await;
@@ -259,8 +276,8 @@ async fn a_late_answer_is_not_taken_for_the_next_one() {
         server.begins(vec![]);
         let late = server.switches(Backend::Fuse3);
         let back = server.switches(Backend::Fuse2);
-        server.says(&Report::Switched(late));
-        server.says(&Report::Switched(Switched { pause_ms: 7., ..back }));
+        server.says(&done(late));
+        server.says(&done(Switched { pause_ms: 7., ..back }));
         server.ends_when_told();
     })
     .await;
@@ -483,7 +500,7 @@ async fn degraded_is_an_exit_code_of_its_own_but_not_for_containers() {
         server.begins(vec![]);
         let switched = server.switches(Backend::Fuse3);
         server.ledger.set_port_state(Backend::Fuse2, PortState::Hung);
-        server.says(&Report::Switched(switched));
+        server.says(&done(switched));
         server.order();
         server.ledger.set_port_state(Backend::Fuse3, PortState::Ended);
         server.says(&Report::Failed { message: "nothing works".into() });

@@ -8,6 +8,7 @@ use std::io::Write;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::process::Output;
+#[cfg(all(feature = "fuse2", feature = "fuse3"))]
 use std::time::Duration;
 
 #[cfg(all(feature = "fuse2", feature = "fuse3"))]

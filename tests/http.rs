@@ -15,13 +15,15 @@ use std::time::{Duration, Instant, SystemTime};
 
 use lighthouse_fs::api::events::{Event, Events, ReloadOutcome};
 use lighthouse_fs::api::model::{
-    BackendStatus, Daemon, DrillAnswer, DrillStopAnswer, Health, MountStatus, ProbeStatus, SCHEMA, Status, SwitchAnswer,
+    BackendStatus, Daemon, DrillAnswer, DrillStopAnswer, Health, MountStatus, ProbeStatus, RolloutAnswer, SCHEMA,
+    Status, SwitchAnswer,
 };
 use lighthouse_fs::api::{
     Admission, Answering, Bounds, Control, ControlError, Door, Secret, Token, document, serve, serve_tcp,
 };
 use lighthouse_fs::backend::drill::Plan;
 use lighthouse_fs::config::Backend;
+use lighthouse_fs::rollout;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rstest::rstest;
@@ -97,6 +99,10 @@ impl Control for Fake {
             let (from, answered_for_hung, in_flight) = (to.other(), 0, 0);
             Ok(SwitchAnswer { schema: SCHEMA, from, to, pause_ms: 0., total_ms: 0., in_flight, answered_for_hung })
         })
+    }
+
+    fn ask_rollout<'a>(&'a self, mount: &'a str, _: rollout::Request) -> Answering<'a, RolloutAnswer> {
+        Box::pin(async move { Err(ControlError::Refused(format!("mount \"{mount}\" has no candidate"))) })
     }
 
     fn drill<'a>(&'a self, mount: &'a str, plan: Plan) -> Answering<'a, DrillAnswer> {

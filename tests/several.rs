@@ -4,154 +4,17 @@
 mod support;
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use nix::mount::MntFlags;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rstest::rstest;
-use serde_json::Value;
+use support::service::{GOOD, Service, config, health_of, mount, mount_of, reasons_of, spawn, table, write_config};
 use support::{
-    Backend, COMMAND_LIMIT, Mount, ROOT_DIRECT, Sandbox, Tier, USER_FUSERMOUNT3, Way, require_root, unless_skipped,
-    wait_for,
+    Backend, COMMAND_LIMIT, Mount, ROOT_DIRECT, Sandbox, Tier, USER_FUSERMOUNT3, require_root, unless_skipped, wait_for,
 };
-
-/// Names of mounts that are served well.
-const GOOD: [&str; 2] = ["one", "two"];
-
-struct Service {
-    daemon: Child,
-    sandbox: Sandbox,
-}
-
-impl Service {
-    /// Starts a daemon of a file with both good mounts and whatever else is said.
-    fn start(way: Way, more: impl FnOnce(&Sandbox) -> String) -> Self {
-        let sandbox = Sandbox::new(way.user, Duration::from_secs(90));
-        let mut file = String::new();
-        for name in GOOD {
-            file += &mount(&sandbox, name, "");
-        }
-        file += &more(&sandbox);
-        write_config(&sandbox, file).unwrap();
-        let daemon = spawn(&sandbox);
-        let service = Self { daemon, sandbox };
-        service.wait_until("serves", |status| GOOD.iter().all(|name| health_of(status, name) == "healthy"));
-        service
-    }
-
-    fn status(&self) -> Option<Value> {
-        let output = self.ask(&["status", "--json"]);
-        serde_json::from_slice(&output.stdout).ok()
-    }
-
-    fn ask(&self, arguments: &[&str]) -> std::process::Output {
-        let mut command = self.sandbox.program();
-        command.args(arguments).arg("--socket").arg(self.sandbox.socket());
-        assert_cmd::Command::from_std(command).timeout(COMMAND_LIMIT).output().expect("the program")
-    }
-
-    fn wait_until(&self, what: &str, is_so: impl Fn(&Value) -> bool) {
-        wait_for(what, COMMAND_LIMIT, || self.status().filter(&is_so).map(drop));
-    }
-
-    fn server(&self, name: &str) -> i64 {
-        mount_of(&self.status().expect("a status"), name)["server_pid"].as_i64().expect("a server")
-    }
-
-    fn send(&self, signal: Signal) {
-        kill(Pid::from_raw(self.daemon.id().cast_signed()), signal).expect("a running daemon");
-    }
-
-    fn reload(&self, file: &str) {
-        write_config(&self.sandbox, file).unwrap();
-        self.send(Signal::SIGHUP);
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.sandbox.log()).unwrap()
-    }
-
-    fn place(&self, name: &str) -> PathBuf {
-        self.sandbox.path().join("run").join(name)
-    }
-
-    fn write(&self, name: &str) -> std::io::Result<()> {
-        let file = self.place(name).join("file");
-        self.sandbox.user().act(|| fs::write(&file, name))
-    }
-
-    fn stop(mut self) {
-        self.send(Signal::SIGTERM);
-        let status = wait_for("the daemon to end", COMMAND_LIMIT * 2, || self.daemon.try_wait().expect("the daemon"));
-        assert!(status.success(), "{status}\n{}", self.log());
-        self.sandbox.assert_nothing_left();
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("{}", self.log());
-        }
-        // A second time is no harm; the sandbox ends the rest.
-        let _ = self.daemon.kill();
-        let _ = self.daemon.wait();
-    }
-}
-
-fn spawn(sandbox: &Sandbox) -> Child {
-    let log = File::options().create(true).append(true).open(sandbox.log()).unwrap();
-    let mut command = sandbox.program();
-    command.arg("serve").arg("--config").arg(config(sandbox)).arg("--socket").arg(sandbox.socket());
-    command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-    command.spawn().expect("a daemon")
-}
-
-fn config(sandbox: &Sandbox) -> PathBuf {
-    sandbox.path().join("config.toml")
-}
-
-/// Writes the file. It has no ports: other tests' daemons would have the same.
-fn write_config(sandbox: &Sandbox, text: impl AsRef<str>) -> std::io::Result<()> {
-    let quiet = "[api]\nlisten = \"\"\nshadow_listen = \"\"\nmetrics_listen = \"\"\n";
-    let text = text.as_ref();
-    // One that was read back has them already.
-    let head = if text.starts_with(quiet) { "" } else { quiet };
-    fs::write(config(sandbox), format!("{head}{text}"))
-}
-
-/// A table for the file, and its folders.
-fn mount(sandbox: &Sandbox, name: &str, more: &str) -> String {
-    let (source, place) = (sandbox.source().join(name), sandbox.path().join("run").join(name));
-    for folder in [&source, &place] {
-        sandbox.user().act(|| fs::create_dir_all(folder)).unwrap();
-    }
-    table(name, &source, &place, more)
-}
-
-fn table(name: &str, source: &Path, place: &Path, more: &str) -> String {
-    format!(
-        "[[mount]]\nname = \"{name}\"\nsource = \"{}\"\nmountpoint = \"{}\"\n{more}\n",
-        source.display(),
-        place.display()
-    )
-}
-
-fn mount_of<'a>(status: &'a Value, name: &str) -> &'a Value {
-    let mounts = status["mounts"].as_array().expect("mounts");
-    mounts.iter().find(|mount| mount["name"] == name).unwrap_or(&Value::Null)
-}
-
-fn health_of<'a>(status: &'a Value, name: &str) -> &'a str {
-    mount_of(status, name)["health"].as_str().unwrap_or("unknown")
-}
-
-fn reasons_of(status: &Value, name: &str) -> String {
-    mount_of(status, name)["reasons"].to_string()
-}
 
 #[test]
 fn several_mounts_of_one_daemon() {
@@ -652,11 +515,14 @@ fn unmounted_lazily_by_somebody_else_it_stays_so_until_a_restart() {
         let mut service = Service::start(ROOT_DIRECT, |_| String::new());
         let open = File::create(service.place("one").join("open")).unwrap();
         nix::mount::umount2(&service.place("one"), nix::mount::MntFlags::MNT_DETACH).unwrap();
-        service.wait_until("sees it", |status| reasons_of(status, "one").contains("is mounted at"));
+        service
+            .wait_until("sees it", |status| reasons_of(status, "one").contains("programs that still use the old one"));
         std::io::Write::write_all(&mut &open, b"written to the end").unwrap();
         drop(open);
-        service.wait_until("reports it", |status| reasons_of(status, "one").contains("somebody else has unmounted it"));
-        assert!(service.log().contains("it stays so until a reload (SIGHUP) or a restart"), "{}", service.log());
+        wait_for("the log to say so", COMMAND_LIMIT, || {
+            service.log().contains("it stays so until a reload (SIGHUP) or a restart").then_some(())
+        });
+        assert!(reasons_of(&service.status().unwrap(), "one").contains("somebody else has unmounted it"));
         assert_eq!(service.sandbox.mounts().len(), 1);
         service.write("two").unwrap();
 

@@ -14,7 +14,8 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::model::{
-    DrillAnswer, DrillStopAnswer, HealthAnswer, MountStatus, Problem, Status, SwitchAnswer, SwitchRequest,
+    DrillAnswer, DrillStopAnswer, HealthAnswer, MountStatus, Problem, RolloutAnswer, Status, SwitchAnswer,
+    SwitchRequest,
 };
 use super::socket;
 use crate::backend::drill::Plan;
@@ -120,6 +121,20 @@ impl Client {
     /// As [`status`](Self::status).
     pub async fn health(&self) -> Result<HealthAnswer, ClientError> {
         self.ask(Method::GET, "/health/ready", None::<()>, READ_DEADLINE).await
+    }
+
+    /// Asks something of a mount's rollout: `action` is the end of the route, such as `rollout/start`.
+    ///
+    /// # Errors
+    /// As [`mount`](Self::mount), and when it is refused; then nothing has changed.
+    pub async fn ask_rollout(
+        &self,
+        mount: &str,
+        action: &str,
+        body: Option<impl Serialize>,
+    ) -> Result<RolloutAnswer, ClientError> {
+        let path = format!("/api/v1/mounts/{}/{action}", escape(mount));
+        self.ask(Method::POST, &path, body, SWITCH_DEADLINE).await
     }
 
     /// Changes the backend of a mount.

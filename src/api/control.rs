@@ -7,10 +7,11 @@ use axum::response::{IntoResponse, Response};
 use futures_util::future::BoxFuture;
 
 use super::events::Events;
-use super::model::{DrillAnswer, DrillStopAnswer, Status, SwitchAnswer};
+use super::model::{DrillAnswer, DrillStopAnswer, RolloutAnswer, Status, SwitchAnswer};
 use super::problem::problem;
 use crate::backend::drill::Plan;
 use crate::config::Backend;
+use crate::rollout;
 
 /// An answer that takes a while.
 pub type Answering<'a, T> = BoxFuture<'a, Result<T, ControlError>>;
@@ -26,6 +27,9 @@ pub trait Control: Send + Sync + 'static {
 
     /// Changes the backend of a mount, and returns when it is done or has failed.
     fn switch<'a>(&'a self, mount: &'a str, to: Backend) -> Answering<'a, SwitchAnswer>;
+
+    /// Asks something of a mount's rollout, and returns when it is done or refused.
+    fn ask_rollout<'a>(&'a self, mount: &'a str, request: rollout::Request) -> Answering<'a, RolloutAnswer>;
 
     /// Begins to inject faults into a mount.
     fn drill<'a>(&'a self, mount: &'a str, plan: Plan) -> Answering<'a, DrillAnswer>;

@@ -78,6 +78,34 @@ pub enum Event {
         /// Why, if it is not served.
         reason: Option<String>,
     },
+    /// A step of a rollout begins.
+    Step {
+        /// The mount.
+        mount: String,
+        /// Its number, from 1.
+        step: usize,
+        /// The candidate's share of the operations in percent.
+        weight: u8,
+        /// What made it begin.
+        reason: String,
+    },
+    /// The stable backend serves alone, and the mount is pinned to it.
+    Rollback {
+        /// The mount.
+        mount: String,
+        /// Why.
+        reason: String,
+        /// What the decision rests on; null for an operator's.
+        #[schema(value_type = Object)]
+        figures: serde_json::Value,
+    },
+    /// Something else has happened to a rollout.
+    Rollout {
+        /// The mount.
+        mount: String,
+        /// What, in a sentence.
+        message: String,
+    },
     /// The configuration was read again.
     Reload {
         /// What came of it.
@@ -129,6 +157,9 @@ impl Event {
             Self::SwitchFailed { .. } => "switch_failed",
             Self::Failover { .. } => "failover",
             Self::Mount { .. } => "mount",
+            Self::Step { .. } => "step",
+            Self::Rollback { .. } => "rollback",
+            Self::Rollout { .. } => "rollout",
             Self::Reload { .. } => "reload",
             Self::Gap { .. } => "gap",
         }

@@ -129,9 +129,9 @@ pub struct MountStatus {
     /// Backends that serve, with their weight in percent.
     pub active: BTreeMap<Backend, u8>,
     /// The pin to the stable backend.
-    pub pinned: Option<serde_json::Value>,
+    pub pinned: Option<PinStatus>,
     /// The rollout.
-    pub rollout: Option<serde_json::Value>,
+    pub rollout: Option<RolloutStatus>,
     /// The guard's rules and verdicts.
     pub guard: Vec<serde_json::Value>,
     /// Requests that are being handled now.
@@ -164,6 +164,77 @@ pub struct LastSwitch {
     #[serde(with = "humantime_serde")]
     #[schema(value_type = String, format = DateTime)]
     pub at: SystemTime,
+}
+
+/// What holds a mount to its stable backend.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct PinStatus {
+    /// Why.
+    pub reason: String,
+    /// Since when.
+    #[serde(with = "humantime_serde")]
+    #[schema(value_type = String, format = DateTime)]
+    pub since: SystemTime,
+    /// What the decision rests on; null for an operator's.
+    #[schema(value_type = Object)]
+    pub figures: serde_json::Value,
+}
+
+/// How far a rollout is.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct RolloutStatus {
+    /// `idle`, `running`, `paused`, `committed`, `aborted`, `rolled_back`, `unreadable`.
+    pub state: String,
+    /// The step that is under way, from 1.
+    pub step: Option<usize>,
+    /// How many there are; 0 for a fleet's share.
+    pub steps: usize,
+    /// The candidate's share of the operations in percent.
+    pub weight: u8,
+    /// When the step began, or the machine came into the fleet's share.
+    #[serde(with = "humantime_serde")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub entered: Option<SystemTime>,
+    /// How much of the step's bake time has been counted, in seconds.
+    pub elapsed_seconds: Option<f64>,
+    /// How much it needs, in seconds.
+    pub for_seconds: Option<f64>,
+    /// Why it is paused, aborted, rolled back or unreadable.
+    pub reason: Option<String>,
+}
+
+/// The body of `POST /api/v1/mounts/{name}/rollback`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RollbackRequest {
+    /// Why, for status, log and whoever comes next.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// The body of `POST /api/v1/mounts/{name}/rollout/promote`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PromoteRequest {
+    /// The step, from 1, that is to be left. At another one nothing happens, so that of two who promote at once the second is
+    /// refused.
+    #[serde(default)]
+    pub from: Option<usize>,
+}
+
+/// Answer to what was asked of a rollout.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct RolloutAnswer {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// What has happened, in sentences.
+    pub notes: Vec<String>,
+    /// Backends that serve from now on, with their weight in percent.
+    pub active: BTreeMap<Backend, u8>,
+    /// The rollout.
+    pub rollout: Option<RolloutStatus>,
+    /// The pin.
+    pub pinned: Option<PinStatus>,
 }
 
 /// A drill that runs.

@@ -22,14 +22,15 @@ use utoipa_axum::routes;
 use super::admission::{self, Door, Gate, Reader};
 use super::events::Published;
 use super::model::{
-    DrillAnswer, DrillStopAnswer, Health, HealthAnswer, LiveAnswer, MountAnswer, MountStatus, Problem, SCHEMA, Status,
-    SwitchAnswer, SwitchRequest,
+    DrillAnswer, DrillStopAnswer, Health, HealthAnswer, LiveAnswer, MountAnswer, MountStatus, Problem, PromoteRequest,
+    RollbackRequest, RolloutAnswer, SCHEMA, Status, SwitchAnswer, SwitchRequest,
 };
 use super::problem::{self, problem};
 use super::serving::Connection;
 use super::{Control, ControlError};
 use crate::backend::drill::Plan;
 use crate::metrics::CONTENT_TYPE;
+use crate::rollout;
 
 /// Largest request body in bytes; the longest sensible one has some 20.
 const LARGEST_BODY: usize = 4 << 10;
@@ -55,6 +56,13 @@ fn api() -> OpenApiRouter<Shared> {
         .routes(routes!(status))
         .routes(routes!(mount))
         .routes(routes!(switch))
+        .routes(routes!(rollback))
+        .routes(routes!(unpin))
+        .routes(routes!(rollout_start))
+        .routes(routes!(rollout_pause))
+        .routes(routes!(rollout_resume))
+        .routes(routes!(rollout_promote))
+        .routes(routes!(rollout_abort))
         .routes(routes!(drill, stop_drill))
         .routes(routes!(events))
         .routes(routes!(openapi_json))
@@ -169,6 +177,110 @@ async fn switch(
     Sent(request): Sent<SwitchRequest>,
 ) -> Result<Json<SwitchAnswer>, ControlError> {
     control.switch(&name, request.to).await.map(Json)
+}
+
+/// Back to the stable backend, and pinned to it
+#[utoipa::path(post, path = "/api/v1/mounts/{name}/rollback", params(("name" = String, Path, description = "The mount")),
+    request_body = RollbackRequest, security(("token" = [])), responses(
+    (status = 200, description = "Done, or so already", body = RolloutAnswer),
+    (status = 404, description = "There is no such mount", body = Problem, content_type = "application/problem+json"),
+    (status = 409, description = "It cannot be done as things are; nothing has changed", body = Problem, content_type = "application/problem+json"),
+    (status = "default", response = inline(Refusal)),
+))]
+async fn rollback(
+    State(control): State<Shared>,
+    Path(name): Path<String>,
+    Sent(request): Sent<RollbackRequest>,
+) -> Result<Json<RolloutAnswer>, ControlError> {
+    control.ask_rollout(&name, rollout::Request::Rollback { reason: request.reason }).await.map(Json)
+}
+
+/// Lift the pin
+#[utoipa::path(post, path = "/api/v1/mounts/{name}/unpin", params(("name" = String, Path, description = "The mount")),
+    security(("token" = [])), responses(
+    (status = 200, description = "Done, or so already", body = RolloutAnswer),
+    (status = 404, description = "There is no such mount", body = Problem, content_type = "application/problem+json"),
+    (status = 409, description = "It cannot be done as things are; nothing has changed", body = Problem, content_type = "application/problem+json"),
+    (status = "default", response = inline(Refusal)),
+))]
+async fn unpin(State(control): State<Shared>, Path(name): Path<String>) -> Result<Json<RolloutAnswer>, ControlError> {
+    control.ask_rollout(&name, rollout::Request::Unpin).await.map(Json)
+}
+
+/// Begin the rollout with its first step
+#[utoipa::path(post, path = "/api/v1/mounts/{name}/rollout/start", params(("name" = String, Path, description = "The mount")),
+    security(("token" = [])), responses(
+    (status = 200, description = "Done, or so already", body = RolloutAnswer),
+    (status = 404, description = "There is no such mount", body = Problem, content_type = "application/problem+json"),
+    (status = 409, description = "It cannot be done as things are; nothing has changed", body = Problem, content_type = "application/problem+json"),
+    (status = "default", response = inline(Refusal)),
+))]
+async fn rollout_start(
+    State(control): State<Shared>,
+    Path(name): Path<String>,
+) -> Result<Json<RolloutAnswer>, ControlError> {
+    control.ask_rollout(&name, rollout::Request::Start).await.map(Json)
+}
+
+/// Hold the step: its weight stays, its time does not run
+#[utoipa::path(post, path = "/api/v1/mounts/{name}/rollout/pause", params(("name" = String, Path, description = "The mount")),
+    security(("token" = [])), responses(
+    (status = 200, description = "Done, or so already", body = RolloutAnswer),
+    (status = 404, description = "There is no such mount", body = Problem, content_type = "application/problem+json"),
+    (status = 409, description = "It cannot be done as things are; nothing has changed", body = Problem, content_type = "application/problem+json"),
+    (status = "default", response = inline(Refusal)),
+))]
+async fn rollout_pause(
+    State(control): State<Shared>,
+    Path(name): Path<String>,
+) -> Result<Json<RolloutAnswer>, ControlError> {
+    control.ask_rollout(&name, rollout::Request::Pause).await.map(Json)
+}
+
+/// Let a step that is held go on
+#[utoipa::path(post, path = "/api/v1/mounts/{name}/rollout/resume", params(("name" = String, Path, description = "The mount")),
+    security(("token" = [])), responses(
+    (status = 200, description = "Done, or so already", body = RolloutAnswer),
+    (status = 404, description = "There is no such mount", body = Problem, content_type = "application/problem+json"),
+    (status = 409, description = "It cannot be done as things are; nothing has changed", body = Problem, content_type = "application/problem+json"),
+    (status = "default", response = inline(Refusal)),
+))]
+async fn rollout_resume(
+    State(control): State<Shared>,
+    Path(name): Path<String>,
+) -> Result<Json<RolloutAnswer>, ControlError> {
+    control.ask_rollout(&name, rollout::Request::Resume).await.map(Json)
+}
+
+/// Go to the next step at once
+#[utoipa::path(post, path = "/api/v1/mounts/{name}/rollout/promote", params(("name" = String, Path, description = "The mount")),
+    request_body = PromoteRequest, security(("token" = [])), responses(
+    (status = 200, description = "Done, or so already", body = RolloutAnswer),
+    (status = 404, description = "There is no such mount", body = Problem, content_type = "application/problem+json"),
+    (status = 409, description = "It cannot be done as things are; nothing has changed", body = Problem, content_type = "application/problem+json"),
+    (status = "default", response = inline(Refusal)),
+))]
+async fn rollout_promote(
+    State(control): State<Shared>,
+    Path(name): Path<String>,
+    Sent(request): Sent<PromoteRequest>,
+) -> Result<Json<RolloutAnswer>, ControlError> {
+    control.ask_rollout(&name, rollout::Request::Promote { from: request.from }).await.map(Json)
+}
+
+/// Back to the stable backend, and no rollout
+#[utoipa::path(post, path = "/api/v1/mounts/{name}/rollout/abort", params(("name" = String, Path, description = "The mount")),
+    security(("token" = [])), responses(
+    (status = 200, description = "Done, or so already", body = RolloutAnswer),
+    (status = 404, description = "There is no such mount", body = Problem, content_type = "application/problem+json"),
+    (status = 409, description = "It cannot be done as things are; nothing has changed", body = Problem, content_type = "application/problem+json"),
+    (status = "default", response = inline(Refusal)),
+))]
+async fn rollout_abort(
+    State(control): State<Shared>,
+    Path(name): Path<String>,
+) -> Result<Json<RolloutAnswer>, ControlError> {
+    control.ask_rollout(&name, rollout::Request::Abort).await.map(Json)
 }
 
 /// Begin to inject faults into a mount

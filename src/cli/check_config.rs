@@ -61,7 +61,7 @@ pub fn run(args: &Args) -> ExitCode {
 /// asked.
 fn misplaced(settings: &Settings, file: &Path) -> Result<Vec<(String, String)>, String> {
     let file = std::path::absolute(file).map_err(|error| format!("{}: {error}", file.display()))?;
-    let own = [Own::socket(&settings.daemon.socket), Own::configuration(file)];
+    let own = [Own::socket(&settings.daemon.socket), Own::state(&settings.daemon.state_dir), Own::configuration(file)];
     let mounts = settings.mounts.clone();
     let (tell, told) = mpsc::channel();
     std::thread::spawn(move || drop(tell.send(daemon::check_all(&mounts, &own))));

@@ -58,6 +58,14 @@ fn program() -> clap::Command {
     Cli::command()
         .mut_subcommand("status", |command| command.mut_arg("mount", mount))
         .mut_subcommand("health", |command| command.mut_arg("mount", mount))
+        .mut_subcommand("drill", |command| command.mut_arg("mount", mount))
+        .mut_subcommand("rollback", |command| command.mut_arg("mount", mount))
+        .mut_subcommand("unpin", |command| command.mut_arg("mount", mount))
+        .mut_subcommand("rollout", |command| {
+            ["start", "status", "pause", "resume", "promote", "abort"]
+                .into_iter()
+                .fold(command, |command, action| command.mut_subcommand(action, |of| of.mut_arg("mount", mount)))
+        })
         .mut_subcommand("switch", |command| {
             command.mut_arg("mount", mount).mut_arg("backend", |arg| arg.add(ArgValueCandidates::new(backends)))
         })

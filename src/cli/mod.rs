@@ -15,6 +15,7 @@ mod log;
 mod mount8;
 mod packaging;
 mod probe;
+mod rollout;
 mod serve;
 mod server;
 mod sources;
@@ -90,6 +91,9 @@ enum Command {
     Serve(Box<serve::Args>),
     Status(status::Args),
     Switch(switch::Args),
+    Rollout(rollout::Args),
+    Rollback(rollout::RollbackArgs),
+    Unpin(rollout::UnpinArgs),
     Drill(drill::Args),
     Health(health::Args),
     Backends(backends::Args),
@@ -136,6 +140,9 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args, &global),
         Command::Status(args) => status::run(&args, &global),
         Command::Switch(args) => switch::run(&args, &global),
+        Command::Rollout(args) => rollout::run(&args, &global),
+        Command::Rollback(args) => rollout::rollback(&args, &global),
+        Command::Unpin(args) => rollout::unpin(&args, &global),
         Command::Drill(args) => drill::run(&args, &global),
         Command::Health(args) => health::run(&args, &global),
         Command::Backends(args) => backends::run(&args),

@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::mount::{Beginning, End, Facts, Phase, Request, Task};
+use super::pilot::{Happened, Pilot};
 use super::recorder::Recorder;
 use super::{Refusal, preflight, process};
 use crate::api::events::Events;
@@ -37,6 +38,8 @@ pub struct Plan {
     pub socket: PathBuf,
     /// Where what happens to the mount is made known.
     pub events: Events,
+    /// Where its pilot hears what happens to the mount.
+    pub happened: mpsc::UnboundedSender<Happened>,
     /// Options of the program that its servers get too.
     pub server_arguments: Arc<RwLock<Vec<String>>>,
     /// Whether the mount is all that its daemon is for: then what fails at first is not tried again, and the daemon ends
@@ -50,6 +53,8 @@ pub struct Keeper {
     device: Option<OwnedFd>,
     facts: Recorder,
     requests: mpsc::Receiver<Request>,
+    /// Who says what serves.
+    pilot: Option<Pilot>,
     /// A look at the source that has not come back.
     checking: Option<JoinHandle<Result<PathBuf, Refusal>>>,
 }
@@ -103,7 +108,12 @@ impl Keeper {
         let (facts, watcher) = watch::channel(Facts::new(mount));
         let (sender, requests) = mpsc::channel(16);
         let facts = Recorder::new(facts, plan.events.clone());
-        (Self { plan, device, facts, requests, checking: None }, sender, watcher)
+        (Self { plan, device, facts, requests, pilot: None, checking: None }, sender, watcher)
+    }
+
+    /// Lets this say with which backend servers begin.
+    pub fn follow(&mut self, pilot: Pilot) {
+        self.pilot = Some(pilot);
     }
 
     /// Runs until the mount is over for good. What its end was.
@@ -111,16 +121,16 @@ impl Keeper {
         let is_given = self.device.is_some();
         let mut has_served = false;
         let mut failures = 0;
-        let mut resume = None;
+        let mut died_of = None;
         loop {
             let began = Instant::now();
-            let end = self.live(resume).await;
+            let end = self.live(died_of).await;
             let served = self.facts.borrow().greeting.is_some();
             let steady = served && began.elapsed() > STEADY;
             has_served |= served;
             failures = if steady || end == End::Superseded { 0 } else { failures + 1 };
-            // What an operator has switched to, unless it is what the server dies of.
-            resume = self.facts.borrow().last_active.filter(|_| failures < 2);
+            // What is wanted, unless it is what servers die of.
+            died_of = self.facts.borrow().last_active.filter(|_| failures >= 2);
             let next = match &end {
                 End::Stopped | End::Forced(_) => Next::Over,
                 End::Unmounted if self.plan.alone || is_given => Next::Over,
@@ -194,8 +204,8 @@ impl Keeper {
     }
 
     /// One server, from its start or adoption to its end.
-    async fn live(&mut self, resume: Option<Backend>) -> End {
-        let (server, place, beginning) = match self.begin(resume).await {
+    async fn live(&mut self, died_of: Option<Backend>) -> End {
+        let (server, place, beginning) = match self.begin(died_of).await {
             Ok(begun) => begun,
             Err(end) => return end,
         };
@@ -205,7 +215,7 @@ impl Keeper {
         }
     }
 
-    async fn begin(&mut self, resume: Option<Backend>) -> Result<(process::Server, Option<PathBuf>, Beginning), End> {
+    async fn begin(&mut self, died_of: Option<Backend>) -> Result<(process::Server, Option<PathBuf>, Beginning), End> {
         if let Some(found) = self.adopt().await? {
             return Ok(found);
         }
@@ -233,7 +243,13 @@ impl Keeper {
         let counted = self.facts.borrow().counted.clone();
         let server = process::start(&self.name(), device, counted, &self.plan.server_arguments.read())
             .map_err(|error| End::Failed(error.to_string()))?;
-        Ok((server, place, Beginning::Serve { meeting: self.plan.meeting.clone(), resume }))
+        let wanted = match &self.pilot {
+            Some(pilot) => pilot.begin_with().await,
+            None => None,
+        };
+        let resume = wanted.filter(|wanted| died_of != Some(*wanted));
+        let gave_up = wanted.filter(|_| resume.is_none()).map(|wanted| format!("servers died while {wanted} served"));
+        Ok((server, place, Beginning::Serve { meeting: self.plan.meeting.clone(), resume, gave_up }))
     }
 
     /// The server that an earlier daemon has left, if it did and if that server serves what is wanted.
@@ -352,12 +368,7 @@ impl Keeper {
                 request = self.requests.recv() => request,
             };
             match request {
-                Some(
-                    request @ (Request::Switch { .. }
-                    | Request::Weigh { .. }
-                    | Request::Drill { .. }
-                    | Request::StopDrill { .. }),
-                ) => {
+                Some(request @ (Request::Weigh { .. } | Request::Drill { .. } | Request::StopDrill { .. })) => {
                     request.refuse(&self.name(), "it is not mounted; see `lighthouse-fs status`");
                 }
                 Some(Request::Reconfigure(mount)) => {
@@ -400,6 +411,7 @@ mod tests {
     async fn a_look_at_the_source_that_hangs_is_given_up_for_another_source() {
         let mount = Arc::new(Mount::new("a", "/srv/hangs", "/mnt/a"));
         let plan = Plan {
+            happened: mpsc::unbounded_channel().0,
             meeting: None,
             socket: "/run/control.sock".into(),
             server_arguments: Arc::default(),

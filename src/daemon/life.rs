@@ -19,6 +19,7 @@ use super::keeper::{Keeper, Plan};
 use super::listeners::Listeners;
 use super::lost::watch_for_lost;
 use super::mount::{End, Facts, Phase, Request};
+use super::pilot::{Controls, Pilot};
 use super::prober::Prober;
 use super::status::{Handle, Mounts};
 use super::{Own, Refusal, leftover, mount, preflight, process};
@@ -26,6 +27,7 @@ use crate::api::events::{Event, ReloadOutcome};
 use crate::api::socket::{self, Listening};
 use crate::api::{self, Control};
 use crate::config::{self, Effect, Mount, Settings};
+use crate::rollout::{MachineId, Store};
 
 /// For a look at the paths of all mounts.
 const CHECK: Duration = Duration::from_secs(5);
@@ -122,6 +124,7 @@ fn check_alone(mount: &Mount, is_given: bool, socket: &Path) -> Result<(), Failu
 fn check_together(settings: &Settings) -> Result<(), Failure> {
     let mut own = Own::of_this_process();
     own.push(Own::socket(&settings.daemon.socket));
+    own.push(Own::state(&settings.daemon.state_dir));
     own.extend(settings.api.token_file.as_ref().map(Own::token));
     let mounts = settings.mounts.clone();
     let (tell, told) = mpsc::channel();
@@ -234,7 +237,9 @@ impl Life {
         let socket = self.options.settings.daemon.socket.clone();
         // Nobody could hand the same descriptor to the next daemon.
         let is_left = !self.options.mounts_end_too && device.is_none();
+        let (happened, heard) = tokio::sync::mpsc::unbounded_channel();
         let plan = Plan {
+            happened,
             meeting: is_left.then(|| socket::server(&socket, &mount.name)),
             socket,
             events: self.mounts.events(),
@@ -242,10 +247,24 @@ impl Life {
             alone: self.options.alone,
         };
         let name = mount.name.clone();
-        let (keeper, requests, facts) = Keeper::new(Arc::new(mount), plan, device);
+        let daemon = &self.options.settings.daemon;
+        // Daemons without a file share a folder, and their mounts often a name.
+        let kept_as = if self.options.alone { mount.place().display().to_string() } else { name.clone() };
+        let store = Store::new(&daemon.state_dir, &kept_as);
+        let machine = MachineId::of(daemon);
+        let (mut keeper, requests, facts) = Keeper::new(Arc::new(mount), plan, device);
         watch_for_lost(facts.clone(), requests.clone());
+        let pilot = Pilot::start(Controls {
+            store,
+            machine,
+            facts: facts.clone(),
+            happened: heard,
+            requests: requests.clone(),
+            events: self.mounts.events(),
+        });
+        keeper.follow(pilot.clone());
         self.keepers.spawn(async { (name, keeper.run().await) });
-        Handle { prober: Prober::start(facts.clone()), facts, requests }
+        Handle { prober: Prober::start(facts.clone()), facts, requests, pilot }
     }
 
     /// Servers that an earlier daemon has left and nobody wants any more.

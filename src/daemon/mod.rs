@@ -10,6 +10,7 @@ mod life;
 mod listeners;
 mod lost;
 pub mod mount;
+pub mod pilot;
 mod preflight;
 pub mod prober;
 pub mod process;

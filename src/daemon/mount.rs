@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::keeper::Plan;
+use super::pilot::{Happened, How};
 use super::recorder::Recorder;
 use super::running::{Event, Running};
 use super::{dead_mount, process};
@@ -25,6 +26,7 @@ use crate::backend::drill::{Ended, Ongoing, Plan as DrillPlan};
 use crate::config::{Backend, Deadlines, Mount};
 use crate::connection::mountinfo;
 use crate::ledger::{Cause, Ledger};
+use crate::rollout::Because;
 use crate::server::{
     self,
     orders::{Hello, Order, PastSwitch, Report, Switched, Unavailable, VERSION},
@@ -51,15 +53,6 @@ pub(super) fn stop_limit(deadlines: &Deadlines) -> Duration {
 /// What the rest of the daemon wants of a mount.
 #[derive(Debug)]
 pub enum Request {
-    /// Change the backend.
-    Switch {
-        /// The backend that is to serve.
-        to: Backend,
-        /// Why, in a word.
-        reason: String,
-        /// Where the answer goes.
-        answer: oneshot::Sender<Result<Switched, ControlError>>,
-    },
     /// Give a backend its share of the operations.
     Weigh {
         /// The backend that is tried.
@@ -101,7 +94,6 @@ impl Request {
         let error = ControlError::NotServed { mount: mount.into(), why: why.into() };
         // A client that has gone does not need to be told.
         match self {
-            Self::Switch { answer, .. } => drop(answer.send(Err(error))),
             Self::Weigh { answer, .. } => drop(answer.send(Err(error))),
             Self::Drill { answer, .. } => drop(answer.send(Err(error))),
             Self::StopDrill { answer } => drop(answer.send(Err(error))),
@@ -272,6 +264,8 @@ pub enum Beginning {
         meeting: Option<PathBuf>,
         /// The backend that served before, if this server replaces one that has died.
         resume: Option<Backend>,
+        /// Why it does not begin with what is wanted, if so.
+        gave_up: Option<String>,
     },
     /// It serves already, started by an earlier daemon.
     Adopted {
@@ -299,6 +293,7 @@ pub struct Task<'a> {
     reloaded: Option<Instant>,
     server: Running,
     ledger: Ledger,
+    pilot: mpsc::UnboundedSender<Happened>,
     facts: &'a Recorder,
     requests: &'a mut mpsc::Receiver<Request>,
     /// Answers that are still to come to orders whose deadline has passed. The server works in order, so that many
@@ -343,6 +338,7 @@ impl<'a> Task<'a> {
             reloaded: None,
             server,
             ledger,
+            pilot: plan.happened.clone(),
             facts,
             requests,
             owed: 0,
@@ -353,9 +349,16 @@ impl<'a> Task<'a> {
     /// Runs the server from its start to its end.
     pub async fn run(mut self, beginning: Beginning) -> End {
         let begun = match beginning {
-            Beginning::Serve { meeting, resume } => self.start(meeting, resume).await,
+            Beginning::Serve { meeting, resume, gave_up } => {
+                self.start(meeting, resume, gave_up.map_or(How::Started, How::GaveUp)).await
+            }
             Beginning::Adopted { hello, log_level } => {
-                self.greet(*hello);
+                let because = match &hello.because {
+                    Some((Cause::Failover, why)) => Because::FailedOver(why.clone()),
+                    Some((Cause::Operator, _)) => Because::Operator,
+                    Some((Cause::Rollout | Cause::Rollback, _)) | None => Because::Ordered,
+                };
+                self.greet(*hello, How::Adopted(because));
                 // It knows those of an earlier daemon.
                 self.tell(Order::Adjust { deadlines: self.mount.deadlines });
                 if let Some(level) = log_level {
@@ -372,6 +375,9 @@ impl<'a> Task<'a> {
         if !is_released {
             self.bury(&end).await;
         }
+        if self.facts.borrow().greeting.is_some() {
+            self.happened(Happened::Ended { died: matches!(end, End::Died(_) | End::Forced(_)) });
+        }
         self.facts.send_modify(|facts| {
             facts.phase = Phase::Ended(end.clone());
             facts.last_active = self.ledger.active();
@@ -384,7 +390,7 @@ impl<'a> Task<'a> {
         end
     }
 
-    async fn start(&mut self, meeting: Option<PathBuf>, resume: Option<Backend>) -> Result<(), End> {
+    async fn start(&mut self, meeting: Option<PathBuf>, resume: Option<Backend>, how: How) -> Result<(), End> {
         let order = Order::Serve { version: VERSION, mount: Box::new((*self.mount).clone()), meeting, resume };
         self.server.send(&order).map_err(|error| End::Failed(error.to_string()))?;
         let deadline = tokio::time::Instant::now() + START;
@@ -420,7 +426,7 @@ impl<'a> Task<'a> {
             };
             match report {
                 Report::Hello(hello) if hello.version == VERSION => {
-                    self.greet(*hello);
+                    self.greet(*hello, how);
                     return Ok(());
                 }
                 Report::Hello(hello) => {
@@ -435,7 +441,7 @@ impl<'a> Task<'a> {
         }
     }
 
-    fn greet(&mut self, hello: Hello) {
+    fn greet(&mut self, hello: Hello, how: How) {
         let Hello { mount_id, stable, active, protocol_minor, helper, unavailable, last_switch, drill, .. } = hello;
         self.number = self.place.as_deref().and(mount_id);
         self.facts.send_modify(|facts| {
@@ -444,6 +450,7 @@ impl<'a> Task<'a> {
             facts.unavailable = unavailable;
             facts.drill = drill;
         });
+        self.happened(Happened::Began { stable, serving: active, how });
         let mut failures = 0;
         self.facts.send_modify(|facts| failures = mem::take(&mut facts.failures));
         if failures > 0 {
@@ -498,7 +505,6 @@ impl<'a> Task<'a> {
                     Event::Gone(why) => Some(self.died(why)),
                 },
                 request = self.requests.recv() => match request {
-                    Some(Request::Switch { to, reason, answer }) => self.answer_switch(to, reason, answer).await,
                     Some(Request::Reconfigure(mount)) => {
                         self.reconfigure(&mount);
                         self.reloaded = Some(Instant::now());
@@ -509,8 +515,7 @@ impl<'a> Task<'a> {
                         None
                     }
                     Some(Request::Weigh { candidate, percent, cause, reason, answer }) => {
-                        let order = Order::Weigh { candidate, percent, cause, reason };
-                        let (result, end) = self.change(order).await;
+                        let (result, end) = self.weigh(candidate, percent, cause, reason).await;
                         self.reply(answer, result);
                         end
                     }
@@ -531,27 +536,19 @@ impl<'a> Task<'a> {
         }
     }
 
-    async fn answer_switch(
-        &mut self,
-        to: Backend,
-        reason: String,
-        answer: oneshot::Sender<Result<Switched, ControlError>>,
-    ) -> Option<End> {
-        if self.ledger.active() == Some(to) && self.ledger.weight(to.other()) == 0 {
-            let idle =
-                Switched { from: to, to, reason, pause_ms: 0., total_ms: 0., in_flight: 0, answered_for_hung: 0 };
-            self.reply(answer, Ok(idle));
-            return None;
-        }
-        let (result, end) = self.change(Order::Switch { to, cause: Cause::Operator, reason }).await;
-        // A switch is always answered by what it did.
-        let none = || ControlError::Refused("the server does not say what it has done; see its log".into());
-        self.reply(answer, result.and_then(|switched| switched.ok_or_else(none)));
-        end
-    }
-
     /// Has the server change who serves, and waits for what it did. An error may come with the mount's end.
-    async fn change(&mut self, order: Order) -> (Result<Option<Switched>, ControlError>, Option<End>) {
+    async fn weigh(
+        &mut self,
+        candidate: Backend,
+        percent: u8,
+        cause: Cause,
+        reason: String,
+    ) -> (Result<Option<Switched>, ControlError>, Option<End>) {
+        let alone = if percent == 0 { candidate.other() } else { candidate };
+        if matches!(percent, 0 | 100) && self.ledger.active() == Some(alone) && self.ledger.weight(alone.other()) == 0 {
+            return (Ok(None), None);
+        }
+        let order = Order::Weigh { candidate, percent, cause, reason };
         self.facts.send_modify(|facts| facts.phase = Phase::Switching);
         let limit = server::switch_limit(&self.mount.deadlines) + MARGIN;
         let result = match self.server.send(&order) {
@@ -568,14 +565,8 @@ impl<'a> Task<'a> {
         };
         if let Err(error) = &result {
             tracing::error!(mount = self.mount.name, ?order, %error, "a change of the backend failed");
-            let to = match order {
-                Order::Switch { to, .. } => to,
-                Order::Weigh { candidate, percent: 0, .. } => candidate.other(),
-                Order::Weigh { candidate, .. } => candidate,
-                _ => return (result, end),
-            };
             let (mount, reason) = (self.mount.name.clone(), error.to_string());
-            self.facts.publish(events::Event::SwitchFailed { mount, to, reason });
+            self.facts.publish(events::Event::SwitchFailed { mount, to: alone, reason });
         }
         let phase = if self.is_detached { Phase::Detached { again: self.again } } else { Phase::Serving };
         self.facts.send_modify(|facts| facts.phase = phase);
@@ -585,11 +576,6 @@ impl<'a> Task<'a> {
     async fn changed(&mut self) -> Result<Option<Switched>, (ControlError, Option<End>)> {
         loop {
             let end = match self.server.event().await {
-                Event::Report(Report::Switched(switched)) if self.owed == 0 => {
-                    self.record(&switched, SystemTime::now());
-                    self.publish(&switched);
-                    return Ok(Some(switched));
-                }
                 Event::Report(Report::Weighed { switched, .. }) if self.owed == 0 => {
                     if let Some(switched) = &switched {
                         self.record(switched, SystemTime::now());
@@ -650,6 +636,7 @@ impl<'a> Task<'a> {
                     "a backend ended by itself; the other one has taken over"
                 );
                 self.record(&switched, SystemTime::now());
+                self.happened(Happened::FailedOver { to: switched.to, why: switched.reason.clone() });
                 self.facts.publish(events::Event::Failover {
                     mount: mount.clone(),
                     from: switched.from,
@@ -658,17 +645,12 @@ impl<'a> Task<'a> {
                     pause_ms: switched.pause_ms,
                 });
             }
-            Report::Switched(switched) => {
-                self.owed = self.owed.saturating_sub(1);
-                tracing::warn!(mount, from = %switched.from, to = %switched.to, total_ms = switched.total_ms, "a switch was done after its deadline");
-                self.record(&switched, SystemTime::now());
-                self.publish(&switched);
-            }
             Report::Weighed { candidate, percent, switched } => {
                 self.owed = self.owed.saturating_sub(1);
                 tracing::warn!(mount, %candidate, percent, "a share was given after its deadline");
                 if let Some(switched) = switched {
                     self.record(&switched, SystemTime::now());
+                    self.publish(&switched);
                 }
             }
             Report::Failed { message } => {
@@ -722,6 +704,13 @@ impl<'a> Task<'a> {
                 "the last program has let go of the old mount: its server has ended"
             );
         });
+    }
+
+    /// Tells the pilot, if there is one still.
+    fn happened(&self, what: Happened) {
+        if let Err(unheard) = self.pilot.send(what) {
+            tracing::debug!(mount = self.mount.name, what = ?unheard.0, "no pilot hears it");
+        }
     }
 
     fn record(&self, switched: &Switched, at: SystemTime) {

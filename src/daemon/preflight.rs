@@ -54,6 +54,12 @@ impl Own {
         Self { what: "configuration file", path: path.into(), remedy: "keep it elsewhere" }
     }
 
+    /// Where it keeps pins and the progress of rollouts.
+    #[must_use]
+    pub fn state(path: impl Into<PathBuf>) -> Self {
+        Self { what: "state directory", path: path.into(), remedy: "choose another daemon.state_dir" }
+    }
+
     /// The file of the API's token.
     #[must_use]
     pub fn token(path: impl Into<PathBuf>) -> Self {

@@ -10,19 +10,22 @@ use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::mount::{End, Facts, Phase, Request};
+use super::pilot::{OPERATOR, Outcome, Pilot, Shown};
 use super::prober::{Probed, Prober};
 use crate::api::events::Events;
 use crate::api::model::{
-    BackendStatus, Daemon, DrillAnswer, DrillStopAnswer, Health, ListenerStatus, MountStatus, SCHEMA, Status,
-    StoppedDrill, SwitchAnswer,
+    BackendStatus, Daemon, DrillAnswer, DrillStopAnswer, Health, ListenerStatus, MountStatus, PinStatus, RolloutAnswer,
+    RolloutStatus, SCHEMA, Status, StoppedDrill, SwitchAnswer,
 };
 use crate::api::{Answering, Control, ControlError, Door};
 use crate::backend::drill::{Ongoing, Plan};
 use crate::config::Backend;
 use crate::connection::fusectl;
 use crate::connection::mountinfo::{self, Mounted};
-use crate::ledger::{AnswerStatus, PortState, Totals, coarse_now};
-use crate::metrics::{self, Figures, MountFigures};
+use crate::ledger::{AnswerStatus, Ledger, PortState, Totals, coarse_now};
+use crate::metrics::{self, Figures, MountFigures, RolloutFigures};
+use crate::rollout::{self, Pin, Serving};
+use crate::server::orders::Switched;
 
 /// All mounts of a daemon, as the API sees them.
 #[derive(Clone)]
@@ -49,6 +52,8 @@ pub struct Handle {
     pub prober: Prober,
     /// Where its keeper takes requests.
     pub requests: mpsc::Sender<Request>,
+    /// Who says what serves.
+    pub pilot: Pilot,
 }
 
 impl Mounts {
@@ -135,6 +140,10 @@ impl Control for Mounts {
         Box::pin(Self::switch(self, mount, to))
     }
 
+    fn ask_rollout<'a>(&'a self, mount: &'a str, request: rollout::Request) -> Answering<'a, RolloutAnswer> {
+        Box::pin(Self::ask_rollout(self, mount, request))
+    }
+
     fn drill<'a>(&'a self, mount: &'a str, plan: Plan) -> Answering<'a, DrillAnswer> {
         Box::pin(Self::drill(self, mount, plan))
     }
@@ -163,8 +172,17 @@ impl Mounts {
                 "this build has no {to}: build it with the cargo feature `{to}`"
             )));
         }
-        let reason = OPERATOR.into();
-        let switched = handle.ask(|answer| Request::Switch { to, reason, answer }).await?;
+        let outcome = handle.pilot.ask(mount, rollout::Request::Switch(to)).await?;
+        // It serves already.
+        let switched = outcome.switched.unwrap_or(Switched {
+            from: to,
+            to,
+            reason: OPERATOR.into(),
+            pause_ms: 0.,
+            total_ms: 0.,
+            in_flight: 0,
+            answered_for_hung: 0,
+        });
         Ok(SwitchAnswer {
             schema: SCHEMA,
             from: switched.from,
@@ -174,6 +192,13 @@ impl Mounts {
             in_flight: switched.in_flight,
             answered_for_hung: switched.answered_for_hung,
         })
+    }
+
+    async fn ask_rollout(&self, mount: &str, request: rollout::Request) -> Result<RolloutAnswer, ControlError> {
+        let handle = self.find(mount)?;
+        let Outcome { notes, .. } = handle.pilot.ask(mount, request).await?;
+        let MountStatus { active, rollout, pinned, .. } = handle.status();
+        Ok(RolloutAnswer { schema: SCHEMA, notes, active, rollout, pinned })
     }
 
     async fn drill(&self, mount: &str, plan: Plan) -> Result<DrillAnswer, ControlError> {
@@ -221,6 +246,7 @@ impl Handle {
     fn figures(&self, table: &[Mounted]) -> MountFigures {
         let facts = self.facts.borrow().clone();
         let status = self.status();
+        let shown = self.pilot.shown();
         let is_served = facts.server.is_some();
         let device = mountinfo::at(table, facts.mount.place()).filter(|mounted| mounted.is_fuse() && is_served);
         let usable = |backend: Backend| {
@@ -237,6 +263,13 @@ impl Handle {
             is_available: Backend::ALL.map(usable),
             probes: Backend::ALL.map(|backend| self.prober.seen(backend)),
             kernel_waiting: device.and_then(|mounted| fusectl::waiting(mounted.device)),
+            rollout: shown.as_ref().and_then(|shown| shown.rollout.as_ref()).map(|status| RolloutFigures {
+                state: status.number(),
+                step: status.step.unwrap_or(0),
+                entered: status.entered,
+            }),
+            is_pinned: status.pinned.is_some(),
+            rollbacks: shown.map(|shown| shown.rollbacks).unwrap_or_default(),
         }
     }
 
@@ -248,12 +281,13 @@ impl Handle {
         // Those that the deadline has answered are in a handler, but nobody waits for them.
         let in_flight: Vec<_> = in_flight.into_iter().filter(|one| !one.abandoned).collect();
         let oldest = in_flight.iter().map(crate::ledger::InFlight::age).max().unwrap_or_default();
-        let stable = facts.greeting.as_ref().map_or_else(|| facts.mount.backend.resolve(), |greeting| greeting.stable);
+        let stable = facts.greeting.as_ref().map_or_else(|| facts.mount.stable(), |greeting| greeting.stable);
         let backends: Vec<_> = Backend::ALL.into_iter().map(|backend| backend_status(backend, &facts)).collect();
         let heartbeat = ledger.map_or_else(coarse_now, |ledger| ledger.heartbeat());
         let silence = Duration::from_nanos(coarse_now().saturating_sub(heartbeat));
         let probed = self.prober.probed();
-        let (health, reasons) = judge(&facts, silence, &probed, stable, active, &backends);
+        let shown = self.pilot.shown();
+        let (health, reasons) = judge(&facts, shown.as_ref(), silence, &probed, stable, active, &backends);
         MountStatus {
             name: facts.mount.name.clone(),
             source: facts.mount.source.clone(),
@@ -262,10 +296,10 @@ impl Handle {
             health,
             reasons,
             stable,
-            candidate: None,
-            active: active.map(|backend| (backend, 100)).into_iter().collect(),
-            pinned: None,
-            rollout: None,
+            candidate: shown.as_ref().and_then(|shown| shown.candidate),
+            active: ledger.filter(|_| active.is_some()).map_or_else(BTreeMap::new, weights),
+            pinned: shown.as_ref().and_then(|shown| shown.pin.as_ref()).map(pinned),
+            rollout: shown.as_ref().and_then(|shown| shown.rollout.as_ref()).map(rollout_status),
             guard: Vec::new(),
             in_flight: in_flight.len(),
             oldest_in_flight_seconds: oldest.as_secs_f64(),
@@ -274,6 +308,33 @@ impl Handle {
             probe: probed.status(),
             backends,
         }
+    }
+}
+
+/// Backends that serve, with their share.
+fn weights(ledger: &Ledger) -> BTreeMap<Backend, u8> {
+    let is_serving = |backend: &Backend| ledger.port_state(*backend) == PortState::Attached;
+    let share = |backend: Backend| {
+        let is_shared = ledger.weight(backend.other()) > 0;
+        (backend, if is_shared { ledger.weight(backend) as u8 } else { 100 })
+    };
+    Backend::ALL.into_iter().filter(is_serving).map(share).collect()
+}
+
+fn pinned(pin: &Pin) -> PinStatus {
+    PinStatus { reason: pin.reason.clone(), since: pin.since, figures: pin.figures.clone() }
+}
+
+fn rollout_status(status: &rollout::Status) -> RolloutStatus {
+    RolloutStatus {
+        state: status.state.into(),
+        step: status.step,
+        steps: status.steps,
+        weight: status.weight,
+        entered: status.entered,
+        elapsed_seconds: status.elapsed.map(|elapsed| elapsed.as_secs_f64()),
+        for_seconds: status.bake.map(|bake| bake.as_secs_f64()),
+        reason: status.reason.clone(),
     }
 }
 
@@ -303,12 +364,10 @@ fn backend_status(backend: Backend, facts: &Facts) -> BackendStatus {
 /// A server's control loop shows twice a second that it lives.
 const LONGEST_SILENCE: Duration = Duration::from_secs(5);
 
-/// Why a switch was made, where a person has asked for it.
-const OPERATOR: &str = "operator";
-
 /// The one place that decides how a mount is doing.
 fn judge(
     facts: &Facts,
+    shown: Option<&Shown>,
     silence: Duration,
     probed: &Probed,
     stable: Backend,
@@ -350,10 +409,15 @@ fn judge(
         None => {}
     }
     let why = facts.last_switch.as_ref().map_or("since the start", |last| last.reason.as_str());
-    // What an operator wants is no fault.
-    if let Some(active) = active.filter(|active| *active != stable && why != OPERATOR) {
-        reasons.push(format!("{active} serves instead of the stable {stable} ({why})"));
+    // What somebody wants is no fault.
+    let wanted = shown.map_or(Serving::Only(stable), |shown| shown.wanted);
+    if let (Serving::Only(wanted), Some(active)) = (wanted, active)
+        && active != wanted
+    {
+        let what = if wanted == stable { "stable" } else { "wanted" };
+        reasons.push(format!("{active} serves instead of the {what} {wanted} ({why})"));
     }
+    reasons.extend(shown.into_iter().flat_map(|shown| shown.reasons.iter().cloned()));
     if let Some(Ongoing { plan, until }) = &facts.drill {
         reasons.push(format!("a drill runs until {}: {plan}", humantime::format_rfc3339_seconds(*until)));
     }

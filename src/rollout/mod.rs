@@ -148,7 +148,8 @@ impl Rollout {
         self.state.wanted(&self.terms)
     }
 
-    /// Why the mount is degraded, if it is: what cannot be read or kept, what serves instead of something else, a pin.
+    /// Why the mount is degraded, if it is: what cannot be read or kept, a pin. That another backend serves than should,
+    /// whoever looks at the server sees better.
     #[must_use]
     pub fn reasons(&self) -> Vec<String> {
         let mut reasons = Vec::new();
@@ -158,7 +159,6 @@ impl Rollout {
         if let Some(pin) = self.state.pin() {
             reasons.push(format!("it is pinned to {} ({})", self.terms.stable, pin.reason));
         }
-        reasons.extend(self.state.fallback().map(|why| format!("another backend serves than should: {why}")));
         reasons.extend(self.not_kept.as_ref().map(|why| format!("a restart would forget where its rollout is: {why}")));
         reasons.extend(self.terms.plan().and_then(Plan::trouble).map(ToString::to_string));
         reasons
@@ -195,6 +195,15 @@ impl Rollout {
             bake: step.and_then(|progress| Some(self.terms.steps().get(progress.step)?.bake)),
             reason,
         })
+    }
+}
+
+impl Status {
+    /// The state as a number, for metrics: 0 idle, 1 running, 2 paused, 3 committed, 4 aborted, 5 rolled back, 6 unreadable.
+    #[must_use]
+    pub fn number(&self) -> u8 {
+        let all = ["idle", "running", "paused", "committed", "aborted", "rolled_back", "unreadable"];
+        all.iter().position(|state| *state == self.state).map_or(0, |at| at as u8)
     }
 }
 

@@ -137,6 +137,9 @@ mod tests {
             *self.state.lock() = State::Hung;
             Drained { in_flight: 2, answered_for_hung: 2 }
         }
+        fn has_free_reader(&self) -> bool {
+            true
+        }
         fn drain(&self, _: Duration) -> Result<Drained, PortError> {
             self.ask("drain", State::Parked).map(|()| Drained { in_flight: 1, answered_for_hung: 0 })
         }

@@ -23,7 +23,7 @@ use nix::sys::stat::{Mode, umask};
 use crate::backend::{self, Prepared};
 use crate::config::{Backend, BackendChoice, Deadlines, Mount};
 use crate::connection::{Connection, Unmounted};
-use crate::ledger::{Ledger, coarse_now};
+use crate::ledger::{Cause, Ledger, coarse_now};
 use crate::vfs::passthrough::{Access, PassThrough, strip_set_id_on_write};
 use meeting::Meeting;
 use orders::{Hello, Line, LineError, Order, PastSwitch, Report, Unavailable};
@@ -44,7 +44,7 @@ pub fn stop_limit(deadlines: &Deadlines) -> Duration {
     deadlines.unmount + UNMOUNT_MARGIN
 }
 
-/// How long a server may take to obey [`Switch`](Order::Switch): to find that the old session of the target is dead, to
+/// How long a server may take to obey [`Weigh`](Order::Weigh): to find that the old session of the target is dead, to
 /// start a fresh one instead (in two steps), to detach the other and let it drain, and the same once more if that has to be
 /// forced. Seconds for answers that are being written at a deadline come on top.
 #[must_use]
@@ -199,6 +199,7 @@ struct Control {
     served: Served,
     unavailable: Vec<Unavailable>,
     last_switch: Option<PastSwitch>,
+    because: Option<(Cause, String)>,
     ledger: Ledger,
     wake: Arc<EventFd>,
     ended: Receiver<SessionEnded>,
@@ -247,12 +248,14 @@ impl Control {
         for Unavailable { backend, reason } in &unavailable {
             tracing::warn!(%backend, active = %served.active(), "a backend does not come up: {reason}");
         }
-        let wanted = mount.backend.resolve();
+        let wanted = mount.stable();
         let is_missing = unavailable.iter().any(|one| one.backend == wanted);
-        // With `auto`, the first that works here.
-        let stable = if mount.backend == BackendChoice::Auto && is_missing { served.active() } else { wanted };
+        // With `auto`, the first that works here; but not what is only to be tried.
+        let is_open = mount.backend == BackendChoice::Auto && mount.rollout.candidate.is_none();
+        let stable = if is_open && is_missing { served.active() } else { wanted };
         let tree = Tree::default();
-        let control = Self { mount, stable, served, unavailable, last_switch: None, ledger, wake, ended, tree };
+        let control =
+            Self { mount, stable, served, unavailable, last_switch: None, because: None, ledger, wake, ended, tree };
         Ok((control, prepared))
     }
 
@@ -267,6 +270,7 @@ impl Control {
             helper: self.served.connection().made_by(),
             unavailable: self.unavailable.clone(),
             last_switch: self.last_switch.clone(),
+            because: self.because.clone(),
             drill: self.served.drill().and_then(|drill| drill.ongoing()),
         }))
     }
@@ -368,6 +372,7 @@ impl Control {
                 Consequence::FailedOver(switched) => {
                     tracing::warn!(from = %switched.from, to = %switched.to, pause_ms = switched.pause_ms, "{}", switched.reason);
                     self.record(&switched);
+                    self.because = Some((Cause::Failover, switched.reason.clone()));
                     daemon.hear(&Report::FailedOver(switched));
                 }
                 Consequence::ConnectionGone => return Some(End::ConnectionGone),
@@ -426,10 +431,18 @@ impl Control {
             Order::Weigh { candidate, percent, cause, reason } => {
                 match self.served.weigh(candidate, percent, cause, &reason) {
                     Ok(switched) => {
-                        tracing::info!(%candidate, percent, reason, "weighed");
-                        if let Some(switched) = &switched {
-                            self.record(switched);
+                        match &switched {
+                            Some(switched) => {
+                                tracing::info!(
+                                    from = %switched.from, to = %switched.to, pause_ms = switched.pause_ms,
+                                    in_flight = switched.in_flight, answered_for_hung = switched.answered_for_hung,
+                                    reason, "switched"
+                                );
+                                self.record(switched);
+                            }
+                            None => tracing::info!(%candidate, percent, reason, "weighed"),
                         }
+                        self.because = Some((cause, reason));
                         Report::Weighed { candidate, percent, switched }
                     }
                     Err(error) => {
@@ -438,20 +451,6 @@ impl Control {
                     }
                 }
             }
-            Order::Switch { to, cause, reason } => match self.served.switch(to, cause, &reason) {
-                Ok(switched) => {
-                    tracing::info!(
-                        from = %switched.from, to = %switched.to, pause_ms = switched.pause_ms,
-                        in_flight = switched.in_flight, answered_for_hung = switched.answered_for_hung, reason, "switched"
-                    );
-                    self.record(&switched);
-                    Report::Switched(switched)
-                }
-                Err(error) => {
-                    tracing::warn!("{error}");
-                    Report::Failed { message: error.to_string() }
-                }
-            },
         };
         daemon.hear(&report);
         Ok(self.served.nobody_serves().map(|why| End::NobodyServes(why.into())))

@@ -47,15 +47,6 @@ pub enum Order {
         /// How long to wait for what.
         deadlines: Deadlines,
     },
-    /// Change the backend. Answered by [`Report::Switched`] or [`Report::Failed`].
-    Switch {
-        /// The backend that is to serve.
-        to: Backend,
-        /// What makes it so.
-        cause: Cause,
-        /// Why, in a few words.
-        reason: String,
-    },
     /// Give a backend its share of the operations. Answered by [`Report::Weighed`] or [`Report::Failed`].
     Weigh {
         /// The backend that is tried.
@@ -92,8 +83,6 @@ pub enum Order {
 pub enum Report {
     /// The mount is made and served; or, to a daemon that has just connected, is served still.
     Hello(Box<Hello>),
-    /// A switch is done.
-    Switched(Switched),
     /// The share of a backend is what it is to be.
     Weighed {
         /// The backend that is tried.
@@ -152,6 +141,8 @@ pub struct Hello {
     pub unavailable: Vec<Unavailable>,
     /// The last change of backend.
     pub last_switch: Option<PastSwitch>,
+    /// Why it serves as it does, if that has changed since it began: what was ordered or has happened last.
+    pub because: Option<(Cause, String)>,
     /// The drill that runs.
     pub drill: Option<Ongoing>,
 }
@@ -333,7 +324,8 @@ mod tests {
     #[test]
     fn messages_arrive_whole_and_closing_is_seen() {
         let (daemon, server) = Line::pair().unwrap();
-        let order = Order::Switch { to: Backend::Fuse3, cause: Cause::Operator, reason: "operator".into() };
+        let order =
+            Order::Weigh { candidate: Backend::Fuse3, percent: 100, cause: Cause::Operator, reason: "operator".into() };
         daemon.send(&order).unwrap();
         daemon.send(&Order::Stop).unwrap();
         assert_eq!(server.receive::<Order>(Duration::from_secs(1)).unwrap(), order);

@@ -112,7 +112,7 @@ impl Served {
             context,
             deadlines: mount.deadlines,
             sessions: [None, None],
-            active: mount.backend.resolve(),
+            active: mount.stable(),
             slices: None,
             next_session: 0,
             on_session_end,
@@ -363,6 +363,15 @@ impl Served {
     pub fn take_turn(&mut self) {
         let Some(turn) = self.slices.as_ref().map(Slices::turn) else { return };
         let (Some(old), Some(new)) = (self.port(turn), self.port(turn.other())) else { return };
+        // Whoever would read nothing has no turn: one that did not give its last turn away because its runtime hangs in a
+        // handler (it still reads beside the other then, as far as it can), or whose threads all do.
+        let is_stuck = new.state() == State::Attached && new.detach(TURN).is_err();
+        if is_stuck || !new.has_free_reader() {
+            if let Some(slices) = &mut self.slices {
+                slices.put_off(Instant::now());
+            }
+            return;
+        }
         if let Err(error) = change_turns(&*old, &*new) {
             // If its session has ended, that is on its way as an event, and brings the failover.
             tracing::warn!(%error, "a backend could not take its turn; {turn} goes on");

@@ -99,7 +99,7 @@ impl Slices {
         self.due
     }
 
-    /// The other cannot take over now: the turn goes on for a while.
+    /// The other cannot take over now, or would read nothing: the turn goes on for a while.
     pub fn put_off(&mut self, now: Instant) {
         self.due = now + PERIOD * 5;
     }
@@ -191,9 +191,9 @@ impl Steering {
         let sum = for_candidate + for_stable;
         let fair = if sum > 0. { for_candidate / sum } else { self.weight };
         let correction = if operations > 0. { CATCHING_UP * self.owed / operations } else { 0. };
-        // Never to nothing: who has no turn is not measured.
-        let least = 0.25 * fair.min(1. - fair);
-        self.share = (fair + correction.clamp(-0.5 * fair, 0.5 * (1. - fair))).clamp(least, 1. - least);
+        // Never to nothing: who has no turn is not measured, and whoever serves nothing must not get all the time for it.
+        let (least, most) = (0.2 * self.weight, 1. - 0.2 * (1. - self.weight));
+        self.share = (fair + correction.clamp(-0.5 * fair, 0.5 * (1. - fair))).clamp(least, most);
     }
 }
 

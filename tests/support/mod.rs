@@ -37,6 +37,7 @@ mod machine;
 mod mount;
 mod sandbox;
 mod scrape;
+pub mod service;
 mod watchdog;
 mod way;
 

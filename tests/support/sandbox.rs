@@ -92,7 +92,8 @@ impl Sandbox {
             .env("TMPDIR", self.folder.join("tmp"))
             .env("HOME", self.folder.join("tmp"))
             .env("XDG_RUNTIME_DIR", self.folder.join("run"))
-            .env("XDG_STATE_HOME", self.folder.join("tmp"));
+            .env("XDG_STATE_HOME", self.folder.join("tmp"))
+            .env("STATE_DIRECTORY", self.folder.join("state"));
         command
     }
 

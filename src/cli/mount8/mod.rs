@@ -105,7 +105,7 @@ fn run() -> ExitCode {
         Ok(wanted) => wanted,
         Err(error) => return fail(exit::USAGE, error),
     };
-    let backend = wanted.mount.backend.resolve();
+    let backend = wanted.mount.stable();
     if !backend.is_built_in() {
         return fail(exit::FAILED, format_args!("this build has no {backend}: choose the other backend"));
     }

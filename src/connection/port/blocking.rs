@@ -403,6 +403,10 @@ impl Port for BlockingPort {
         Drained::default()
     }
 
+    fn has_free_reader(&self) -> bool {
+        self.readers_to_wake().next().is_some()
+    }
+
     fn drain(&self, limit: Duration) -> Result<Drained, PortError> {
         let end = Instant::now() + limit;
         let (held, missing) = self.hold_muster(self.lease.range().len(), limit)?;

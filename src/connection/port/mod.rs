@@ -143,6 +143,9 @@ pub trait Port: Send + Sync {
     /// kernel send again what it has read and not begun. The port is hung afterwards.
     fn force_detach(&self, unbegun: Unbegun) -> Drained;
 
+    /// Whether somebody would read if it were attached: not all its readers are in handlers.
+    fn has_free_reader(&self) -> bool;
+
     /// Waits until what a draining port holds is answered, and parks it; at `limit` answers EIO for the rest, and the port
     /// is hung.
     ///

@@ -579,6 +579,11 @@ impl Port for PolledPort {
         Drained { in_flight, answered_for_hung }
     }
 
+    fn has_free_reader(&self) -> bool {
+        // Its one reader hangs in a handler only if it does not react, which the next detach shows.
+        true
+    }
+
     fn drain(&self, limit: Duration) -> Result<Drained, PortError> {
         if self.state() == State::Hung {
             return Ok(Drained::default());

@@ -1,0 +1,428 @@
+//! Who is to serve a mount: tells its rollout what happens, and has the server do what follows.
+//!
+//! One task a mount, so that requests of operators, the passing of time and what happens to the server never meet. It
+//! orders levels and not steps: what is wanted is ordered again whenever a server comes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use super::mount::{Facts, Phase, Request};
+use crate::api::ControlError;
+use crate::api::events::{self, Events};
+use crate::config::Backend;
+use crate::ledger::Cause;
+use crate::rollout::{
+    self, Because, Event, HandleError, Handled, MachineId, MachineIdError, Moment, Note, Pin, Rollout, Serving, Store,
+    Terms,
+};
+use crate::server::orders::Switched;
+
+/// Between two looks at the clock.
+const TICK: Duration = Duration::from_secs(1);
+/// For the state directory to be read before a server starts.
+const OPENING: Duration = Duration::from_secs(5);
+
+/// What the keeper tells.
+#[derive(Debug)]
+pub enum Happened {
+    /// A server serves.
+    Began {
+        /// The backend that serves when nobody wants another.
+        stable: Backend,
+        /// The one that serves.
+        serving: Backend,
+        /// How it came to that.
+        how: How,
+    },
+    /// There is no server any more.
+    Ended {
+        /// Whether it ended by itself.
+        died: bool,
+    },
+    /// A session has ended by itself, and another backend serves.
+    FailedOver {
+        /// The one that serves.
+        to: Backend,
+        /// What was seen.
+        why: String,
+    },
+}
+
+/// How a server came to serve as it does.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum How {
+    /// It was started, and serves what works of what is wanted.
+    Started,
+    /// It was started with the stable backend, because servers died of another one.
+    GaveUp(String),
+    /// An earlier daemon has left it.
+    Adopted(Because),
+}
+
+/// What is known of who is to serve.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Shown {
+    /// What is wanted.
+    pub wanted: Serving,
+    /// The backend that is being tried, or is configured to be.
+    pub candidate: Option<Backend>,
+    /// The rollout.
+    pub rollout: Option<rollout::Status>,
+    /// What holds the mount to its stable backend.
+    pub pin: Option<Pin>,
+    /// Why the mount is degraded by it.
+    pub reasons: Vec<String>,
+    /// How often it was rolled back since the daemon began, by what made it so.
+    pub rollbacks: BTreeMap<&'static str, u64>,
+}
+
+/// What came of a request.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Outcome {
+    /// What has happened, in sentences.
+    pub notes: Vec<String>,
+    /// The switch that this was, if one was done.
+    pub switched: Option<Switched>,
+}
+
+struct Ask {
+    request: rollout::Request,
+    answer: oneshot::Sender<Result<Outcome, ControlError>>,
+}
+
+/// Where a mount's rollout is asked.
+#[derive(Clone)]
+pub struct Pilot {
+    asks: mpsc::Sender<Ask>,
+    shown: watch::Receiver<Option<Shown>>,
+}
+
+/// What a pilot needs.
+pub struct Controls {
+    /// Where the state is kept.
+    pub store: Store,
+    /// Which machine this is.
+    pub machine: Result<MachineId, MachineIdError>,
+    /// What is known of the mount.
+    pub facts: watch::Receiver<Facts>,
+    /// What happens to it.
+    pub happened: mpsc::UnboundedReceiver<Happened>,
+    /// Where its keeper takes requests.
+    pub requests: mpsc::Sender<Request>,
+    /// Where what happens is made known.
+    pub events: Events,
+}
+
+impl Pilot {
+    /// Starts the task, which ends with the keeper. Needs a runtime.
+    #[must_use]
+    pub fn start(controls: Controls) -> Self {
+        let (asks, asked) = mpsc::channel(16);
+        let (show, shown) = watch::channel(None);
+        tokio::spawn(run(controls, asked, show));
+        Self { asks, shown }
+    }
+
+    /// What is known now; `None` before the state directory was read.
+    #[must_use]
+    pub fn shown(&self) -> Option<Shown> {
+        self.shown.borrow().clone()
+    }
+
+    /// The backend that a server is to begin with, if that is not for the mount to say. Waits until that is known, but not
+    /// for ever.
+    pub async fn begin_with(&self) -> Option<Backend> {
+        let mut shown = self.shown.clone();
+        let shown = timeout(OPENING, shown.wait_for(Option::is_some)).await.ok()?.ok()?.clone()?;
+        match shown.wanted {
+            Serving::Only(backend) => Some(backend),
+            Serving::Both { .. } => None,
+        }
+    }
+
+    /// Asks for something, and returns when it is done or refused.
+    ///
+    /// # Errors
+    /// Why it is refused, or what went wrong.
+    pub async fn ask(&self, mount: &str, request: rollout::Request) -> Result<Outcome, ControlError> {
+        let over = || ControlError::NotServed { mount: mount.into(), why: "it has ended".into() };
+        let (answer, answered) = oneshot::channel();
+        self.asks.send(Ask { request, answer }).await.map_err(|_| over())?;
+        answered.await.map_err(|_| over())?
+    }
+}
+
+async fn run(controls: Controls, mut asked: mpsc::Receiver<Ask>, show: watch::Sender<Option<Shown>>) {
+    let Controls { store, machine, facts, mut happened, requests, events } = controls;
+    let mount = facts.borrow().wanted.clone();
+    let terms = Terms::of(&mount, None, &machine);
+    let opened = tokio::task::spawn_blocking(move || Rollout::open(store, terms)).await;
+    let rollout = match opened {
+        Ok(rollout) => Some(rollout),
+        Err(error) => return tracing::error!(mount = mount.name, %error, "its rollout cannot be read"),
+    };
+    let rollbacks = BTreeMap::new();
+    let mut task = Task { rollout, machine, facts, requests, events, show, rollbacks, stable: None };
+    task.show();
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut wanted = mount;
+    let mut changes = task.facts.clone();
+    loop {
+        tokio::select! {
+            biased;
+            what = happened.recv() => match what {
+                Some(what) => task.note(what).await,
+                None => return,
+            },
+            ask = asked.recv() => match ask {
+                Some(Ask { request, answer }) => {
+                    let outcome = task.obey(request).await;
+                    // A client that has gone does not need to be told.
+                    let _ = answer.send(outcome);
+                }
+                None => return,
+            },
+            changed = changes.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let now = changes.borrow_and_update().wanted.clone();
+                if !Arc::ptr_eq(&now, &wanted) {
+                    wanted = now;
+                    task.reload().await;
+                }
+            }
+            _ = ticks.tick() => task.follow(Event::Tick, "bake_time").await,
+        }
+    }
+}
+
+struct Task {
+    /// Elsewhere while it waits for the disk.
+    rollout: Option<Rollout>,
+    machine: Result<MachineId, MachineIdError>,
+    facts: watch::Receiver<Facts>,
+    requests: mpsc::Sender<Request>,
+    events: Events,
+    show: watch::Sender<Option<Shown>>,
+    rollbacks: BTreeMap<&'static str, u64>,
+    /// The stable backend of the server that serves.
+    stable: Option<Backend>,
+}
+
+impl Task {
+    fn mount(&self) -> String {
+        self.facts.borrow().mount.name.clone()
+    }
+
+    fn terms(&self) -> Terms {
+        Terms::of(&self.facts.borrow().wanted, self.stable, &self.machine)
+    }
+
+    /// Lets the rollout decide, on a thread that may wait for the disk.
+    async fn decide(
+        &mut self,
+        decide: impl FnOnce(&mut Rollout) -> Result<Handled, HandleError> + Send + 'static,
+    ) -> Result<Handled, HandleError> {
+        let Some(mut rollout) = self.rollout.take() else { return Ok(Handled::default()) };
+        let decided = tokio::task::spawn_blocking(move || {
+            let result = decide(&mut rollout);
+            (rollout, result)
+        });
+        match decided.await {
+            Ok((rollout, result)) => {
+                self.rollout = Some(rollout);
+                self.show();
+                result
+            }
+            Err(error) => {
+                tracing::error!(mount = self.mount(), %error, "the rollout has ended by a bug: what serves goes on to serve");
+                Ok(Handled::default())
+            }
+        }
+    }
+
+    fn show(&self) {
+        let Some(rollout) = &self.rollout else { return };
+        let shown = Shown {
+            wanted: rollout.wanted(),
+            candidate: rollout.terms().plan().map(|plan| plan.candidate),
+            rollout: rollout.status(),
+            pin: rollout.state().pin().cloned(),
+            reasons: rollout.reasons(),
+            rollbacks: self.rollbacks.clone(),
+        };
+        self.show.send_if_modified(|before| {
+            let is_news = before.as_ref() != Some(&shown);
+            if is_news {
+                *before = Some(shown);
+            }
+            is_news
+        });
+    }
+
+    async fn note(&mut self, what: Happened) {
+        match what {
+            Happened::Began { stable, serving, how } => {
+                self.stable = Some(stable);
+                self.reload().await;
+                let event = match how {
+                    How::Started => Event::ServerStarted { serving },
+                    How::GaveUp(why) => {
+                        self.follow(Event::ServerStarted { serving }, "server").await;
+                        Event::OrderFailed { serving, why }
+                    }
+                    How::Adopted(because) => Event::ServerAdopted { serving, because },
+                };
+                self.follow(event, "server").await;
+            }
+            Happened::Ended { died } => {
+                self.follow(Event::ServerEnded { died }, "server_died").await;
+                self.stable = None;
+            }
+            Happened::FailedOver { to, why } => self.follow(Event::FailedOver { to, why }, "ended_session").await,
+        }
+    }
+
+    async fn reload(&mut self) {
+        let terms = self.terms();
+        let decided = self.decide(move |rollout| rollout.reload(terms, Moment::now())).await;
+        self.carry_out(decided, "reload").await;
+    }
+
+    /// What nobody waits for. `by` is what makes it so, for whoever counts.
+    async fn follow(&mut self, event: Event, by: &'static str) {
+        let decided = self.decide(move |rollout| rollout.handle(&event, Moment::now())).await;
+        self.carry_out(decided, by).await;
+    }
+
+    async fn carry_out(&mut self, decided: Result<Handled, HandleError>, by: &'static str) {
+        let mut next = decided;
+        // What fails is decided anew, once: the way back needs no more.
+        for _ in 0..2 {
+            let handled = match next {
+                Ok(handled) => handled,
+                Err(error) => return tracing::error!(mount = self.mount(), %error, "the rollout stays where it is"),
+            };
+            self.tell(&handled.notes, by);
+            let Some(serving) = handled.serve else { return };
+            let Err(error) = self.order(serving, why(&handled.notes)).await else { return };
+            let Some(failed) = self.failed(&error) else { return };
+            next = self.decide(move |rollout| rollout.handle(&failed, Moment::now())).await;
+        }
+    }
+
+    /// What an operator asks for.
+    async fn obey(&mut self, request: rollout::Request) -> Result<Outcome, ControlError> {
+        if let rollout::Request::Switch(_) = request
+            && !self.is_served()
+        {
+            let why = "it is not mounted; see `lighthouse-fs status`".into();
+            return Err(ControlError::NotServed { mount: self.mount(), why });
+        }
+        let is_switch = matches!(request, rollout::Request::Switch(_));
+        let event = Event::Asked(request);
+        let decided = self.decide(move |rollout| rollout.handle(&event, Moment::now())).await;
+        let handled = decided.map_err(|error| ControlError::Refused(error.to_string()))?;
+        self.tell(&handled.notes, OPERATOR);
+        let mut outcome = Outcome { notes: handled.notes.iter().map(ToString::to_string).collect(), switched: None };
+        if let Some(serving) = handled.serve {
+            let why = if is_switch { (Cause::Operator, OPERATOR.into()) } else { why(&handled.notes) };
+            match self.order(serving, why).await {
+                Ok(switched) => outcome.switched = switched,
+                Err(error) => {
+                    if let Some(failed) = self.failed(&error) {
+                        let decided = self.decide(move |rollout| rollout.handle(&failed, Moment::now())).await;
+                        self.carry_out(decided, OPERATOR).await;
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(outcome)
+    }
+
+    fn is_served(&self) -> bool {
+        matches!(self.facts.borrow().phase, Phase::Serving | Phase::Switching)
+    }
+
+    /// What an order that failed means to the rollout. `None`: nothing; the server is gone, or may still do it.
+    fn failed(&self, error: &ControlError) -> Option<Event> {
+        let ControlError::Refused(why) = error else { return None };
+        let facts = self.facts.borrow();
+        let serving = facts.server.as_ref().and_then(|(_, ledger)| ledger.active())?;
+        Some(Event::OrderFailed { serving, why: why.clone() })
+    }
+
+    /// Has the server do it. Without one nothing is ordered: what is wanted is ordered again when one comes.
+    async fn order(
+        &self,
+        serving: Serving,
+        (cause, reason): (Cause, String),
+    ) -> Result<Option<Switched>, ControlError> {
+        if !self.is_served() {
+            return Ok(None);
+        }
+        let (candidate, percent) = match serving {
+            Serving::Only(backend) => (backend, 100),
+            Serving::Both { candidate, weight } => (candidate, weight),
+        };
+        let over = |why: &str| ControlError::NotServed { mount: self.mount(), why: why.into() };
+        let (answer, answered) = oneshot::channel();
+        let request = Request::Weigh { candidate, percent, cause, reason, answer };
+        self.requests.send(request).await.map_err(|_| over("it has ended"))?;
+        answered.await.map_err(|_| over("it is being unmounted"))?
+    }
+
+    fn tell(&mut self, notes: &[Note], by: &'static str) {
+        let mount = self.mount();
+        for note in notes {
+            match note {
+                Note::RolledBack(pin) => {
+                    *self.rollbacks.entry(by).or_default() += 1;
+                    tracing::warn!(mount, by, figures = %pin.figures, "{note}");
+                }
+                Note::Fallback { .. } | Note::Aborted { .. } | Note::Paused { .. } => {
+                    tracing::warn!(mount, by, "{note}");
+                }
+                _ => tracing::info!(mount, by, "{note}"),
+            }
+            if let Some(event) = event_of(&mount, note) {
+                self.events.publish(event);
+            }
+        }
+        self.show();
+    }
+}
+
+/// Why a change was made, where a person has asked for it.
+pub const OPERATOR: &str = "operator";
+
+/// Why the server is ordered something, by what was told.
+fn why(notes: &[Note]) -> (Cause, String) {
+    let pin = notes.iter().find_map(|note| if let Note::RolledBack(pin) = note { Some(pin) } else { None });
+    match (pin, notes.last()) {
+        (Some(pin), _) => (Cause::Rollback, pin.reason.clone()),
+        (None, Some(note)) => (Cause::Rollout, note.to_string()),
+        (None, None) => (Cause::Rollout, "as it was before".into()),
+    }
+}
+
+fn event_of(mount: &str, note: &Note) -> Option<events::Event> {
+    let mount = mount.to_owned();
+    Some(match note {
+        Note::Already { .. } => return None,
+        Note::Step { step, weight, reason } => {
+            events::Event::Step { mount, step: *step, weight: *weight, reason: reason.clone() }
+        }
+        Note::RolledBack(pin) => {
+            events::Event::Rollback { mount, reason: pin.reason.clone(), figures: pin.figures.clone() }
+        }
+        other => events::Event::Rollout { mount, message: other.to_string() },
+    })
+}

@@ -1,0 +1,232 @@
+//! A rollout as an operator sees it: by steps, by hand, over restarts and deaths, with programs at work the whole time.
+
+// A build with one backend has nothing to roll out.
+#![cfg(all(feature = "fuse2", feature = "fuse3"))]
+
+mod support;
+
+use std::fs;
+use std::time::Duration;
+
+use lighthouse_fs::bench::{Crew, load::Kind};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use support::service::{Service, mount_of, spawn};
+use support::{COMMAND_LIMIT, ROOT_DIRECT, Scrape, require_root, unless_skipped, wait_for};
+
+/// For the workers to finish what they are at, on a loaded machine.
+const WORKERS_LIMIT: Duration = Duration::from_secs(60);
+const SEED: u64 = 20_261_124;
+
+/// A service whose mount `tried` has fuse2 as its stable backend and fuse3 as its candidate.
+fn start(rollout: &str) -> Service {
+    Service::start(ROOT_DIRECT, |sandbox| {
+        let more = format!("backend = \"fuse2\"\ndrill = true\n[mount.rollout]\ncandidate = \"fuse3\"\n{rollout}");
+        support::service::mount(sandbox, "tried", &more)
+    })
+}
+
+const LONG: &str = "steps = [{ weight = 10, for = '1h' }, { weight = 50, for = '1h' }, { weight = 100, for = '1h' }]";
+const SHORT: &str =
+    "steps = [{ shadow = true, for = '1s' }, { weight = 10, for = '2s' }, { weight = 100, for = '1s' }]";
+
+fn tried(service: &Service) -> Value {
+    mount_of(&service.status().expect("a status"), "tried").clone()
+}
+
+/// Runs a command about the mount; what it says in JSON, or why it does not.
+fn order(service: &Service, words: &[&str]) -> Result<Value, String> {
+    let output = service.ask(&[words, &["tried", "--json"]].concat());
+    match output.status.code() {
+        Some(0) => Ok(serde_json::from_slice(&output.stdout).expect("JSON")),
+        Some(1) => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        other => panic!("{words:?} exits with {other:?}: {output:?}"),
+    }
+}
+
+fn wait_for_state(service: &Service, state: &str) -> Value {
+    wait_for(&format!("the rollout to be {state}"), COMMAND_LIMIT, || {
+        let mount = tried(service);
+        (mount["rollout"]["state"] == state).then_some(mount)
+    })
+}
+
+fn active(mount: &Value) -> (u64, u64) {
+    let share = |backend: &str| mount["active"][backend].as_u64().unwrap_or(0);
+    (share("fuse2"), share("fuse3"))
+}
+
+fn is_served(service: &Service) -> bool {
+    matches!(tried(service)["health"].as_str(), Some("healthy" | "degraded"))
+}
+
+#[test]
+fn from_the_first_step_to_the_last_under_load() {
+    unless_skipped(require_root(), || {
+        let service = start(SHORT);
+        let place = service.place("tried");
+        assert_eq!(tried(&service)["rollout"]["state"], "idle");
+        assert_eq!(tried(&service)["candidate"], "fuse3");
+        let crew = Crew::start(service.sandbox.program_path(), &place, &Kind::ALL, SEED).expect("workers");
+        let begun = order(&service, &["rollout", "start"]).unwrap();
+        assert_eq!((&begun["rollout"]["state"], &begun["rollout"]["step"]), (&"running".into(), &1.into()));
+        assert_eq!(active(&begun), (100, 0), "shadow");
+        wait_for("the second step", COMMAND_LIMIT, || (tried(&service)["rollout"]["step"] == 2).then_some(()));
+        assert_eq!(active(&tried(&service)), (90, 10));
+        let mount = wait_for_state(&service, "committed");
+        assert_eq!(active(&mount), (0, 100));
+        assert_eq!(mount["health"], "healthy", "{mount}");
+        let tally = crew.stop(WORKERS_LIMIT);
+        assert!(tally.is_clean(), "{tally:#?}");
+        let scrape = Scrape::of(&service.sandbox.socket());
+        assert_eq!(scrape.sum("lighthouse_fuse_rollout_state", &["mount=\"tried\""]), 3.);
+        let refused = order(&service, &["rollout", "start"]).unwrap_err();
+        assert!(refused.contains("committed"), "{refused}");
+        service.stop();
+    });
+}
+
+#[test]
+fn an_operator_holds_and_hurries_it() {
+    unless_skipped(require_root(), || {
+        let service = start(LONG);
+        let refused = order(&service, &["rollout", "promote"]).unwrap_err();
+        assert!(refused.contains("`lighthouse-fs rollout start tried` begins one"), "{refused}");
+        order(&service, &["rollout", "start"]).unwrap();
+        let output = service.ask(&["switch", "tried", "fuse3"]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("rollout promote"), "{output:?}");
+        assert_eq!(order(&service, &["rollout", "pause"]).unwrap()["rollout"]["state"], "paused");
+        let promoted = order(&service, &["rollout", "promote"]).unwrap();
+        assert_eq!((&promoted["rollout"]["step"], active(&promoted)), (&2.into(), (50, 50)));
+        order(&service, &["rollout", "resume"]).unwrap();
+        let aborted = order(&service, &["rollout", "abort"]).unwrap();
+        assert_eq!((&aborted["rollout"]["state"], active(&aborted)), (&"aborted".into(), (100, 0)));
+        // By hand all is as ever.
+        assert!(service.ask(&["switch", "tried", "fuse3"]).status.success());
+        assert_eq!(active(&tried(&service)), (0, 100));
+        assert_eq!(tried(&service)["health"], "healthy");
+        service.stop();
+    });
+}
+
+#[test]
+fn a_rollback_pins_until_somebody_lifts_it() {
+    unless_skipped(require_root(), || {
+        let mut service = start(LONG);
+        order(&service, &["rollout", "start"]).unwrap();
+        let back = order(&service, &["rollback", "--reason", "stale listings"]).unwrap();
+        assert_eq!((active(&back), &back["pinned"]["reason"]), ((100, 0), &"stale listings".into()));
+        let degraded = tried(&service);
+        assert_eq!(degraded["health"], "degraded");
+        assert!(degraded["reasons"].to_string().contains("stale listings"), "{degraded}");
+
+        // Over a restart in order, and over a death.
+        service.send(Signal::SIGTERM);
+        let daemon = &mut service.daemon;
+        wait_for("the daemon to end", COMMAND_LIMIT * 2, || daemon.try_wait().expect("the daemon"));
+        service.daemon = spawn(&service.sandbox);
+        service.wait_until("serves", |status| mount_of(status, "tried")["pinned"]["reason"] == "stale listings");
+        wait_for("it to be served", COMMAND_LIMIT, || is_served(&service).then_some(()));
+        service.daemon.kill().unwrap();
+        service.daemon.wait().unwrap();
+        service.daemon = spawn(&service.sandbox);
+        service.wait_until("serves", |status| mount_of(status, "tried")["pinned"]["reason"] == "stale listings");
+
+        let refused = order(&service, &["rollout", "start"]).unwrap_err();
+        assert!(refused.contains("lighthouse-fs unpin tried"), "{refused}");
+        let free = order(&service, &["unpin"]).unwrap();
+        assert_eq!((&free["pinned"], &free["rollout"]["state"]), (&Value::Null, &"idle".into()));
+        let scrape = Scrape::of(&service.sandbox.socket());
+        assert_eq!(scrape.sum("lighthouse_fuse_pinned", &["mount=\"tried\""]), 0.);
+        service.stop();
+    });
+}
+
+#[test]
+fn a_daemon_that_is_killed_goes_on_where_it_was() {
+    unless_skipped(require_root(), || {
+        let mut service = start(LONG);
+        order(&service, &["rollout", "start"]).unwrap();
+        order(&service, &["rollout", "promote"]).unwrap();
+        let server = service.server("tried");
+        let crew =
+            Crew::start(service.sandbox.program_path(), &service.place("tried"), &Kind::ALL, SEED).expect("workers");
+        for _ in 0..3 {
+            service.daemon.kill().unwrap();
+            service.daemon.wait().unwrap();
+            service.daemon = spawn(&service.sandbox);
+            let mount = wait_for("the next daemon", COMMAND_LIMIT, || {
+                let mount = mount_of(&service.status()?, "tried").clone();
+                (mount["rollout"]["step"] == 2 && active(&mount) == (50, 50)).then_some(mount)
+            });
+            assert_eq!(mount["server_pid"], server, "it served all the time");
+        }
+        let tally = crew.stop(WORKERS_LIMIT);
+        assert!(tally.is_clean(), "{tally:#?}");
+        service.stop();
+    });
+}
+
+#[test]
+fn a_server_that_dies_comes_back_with_its_weights_and_the_second_one_pins() {
+    unless_skipped(require_root(), || {
+        let service = start(LONG);
+        order(&service, &["rollout", "start"]).unwrap();
+        let kill_server = || {
+            let server = service.server("tried");
+            kill(Pid::from_raw(server.try_into().unwrap()), Signal::SIGKILL).unwrap();
+            wait_for("another server", COMMAND_LIMIT, || {
+                let mount = mount_of(&service.status()?, "tried").clone();
+                (mount["server_pid"].as_i64().is_some_and(|pid| pid != server) && is_served(&service)).then_some(())
+            });
+        };
+        kill_server();
+        wait_for("its weights", COMMAND_LIMIT, || (active(&tried(&service)) == (90, 10)).then_some(()));
+        kill_server();
+        let mount = wait_for_state(&service, "rolled_back");
+        assert!(mount["pinned"]["reason"].to_string().contains("2 servers died"), "{mount}");
+        wait_for("stable alone", COMMAND_LIMIT, || (active(&tried(&service)) == (100, 0)).then_some(()));
+        service.stop();
+    });
+}
+
+#[test]
+fn a_candidate_whose_session_ends_is_rolled_back_and_nobody_notices() {
+    unless_skipped(require_root(), || {
+        let service = start(LONG);
+        let crew =
+            Crew::start(service.sandbox.program_path(), &service.place("tried"), &Kind::ALL, SEED).expect("workers");
+        order(&service, &["rollout", "start"]).unwrap();
+        order(&service, &["rollout", "promote"]).unwrap();
+        let drill = service.ask(&["drill", "tried", "--backend", "fuse3", "--fault", "end"]);
+        assert!(drill.status.success(), "{drill:?}");
+        let mount = wait_for_state(&service, "rolled_back");
+        assert!(mount["pinned"]["reason"].to_string().contains("session of fuse3 ended"), "{mount}");
+        assert_eq!(mount["pinned"]["figures"]["weight"], 50);
+        let tally = crew.stop(WORKERS_LIMIT);
+        assert!(tally.is_clean(), "{tally:#?}");
+        let scrape = Scrape::of(&service.sandbox.socket());
+        let labels = ["mount=\"tried\"", "reason=\"ended_session\""];
+        assert_eq!(scrape.sum("lighthouse_fuse_rollbacks_total", &labels), 1.);
+        service.stop();
+    });
+}
+
+#[test]
+fn a_reload_changes_the_plan_under_way() {
+    unless_skipped(require_root(), || {
+        let service = start(LONG);
+        order(&service, &["rollout", "start"]).unwrap();
+        let file = fs::read_to_string(support::service::config(&service.sandbox)).unwrap();
+        service.reload(&file.replace("weight = 10,", "weight = 5,"));
+        wait_for("the new weight", COMMAND_LIMIT, || (active(&tried(&service)) == (95, 5)).then_some(()));
+        assert_eq!(tried(&service)["rollout"]["state"], "running");
+        service.reload(&file.replace(LONG, "fleet = { weight = 100 }"));
+        wait_for("the fleet's share", COMMAND_LIMIT, || (active(&tried(&service)) == (0, 100)).then_some(()));
+        service.reload(&file.replace(LONG, "fleet = { weight = 0 }"));
+        wait_for("the fleet's share", COMMAND_LIMIT, || (active(&tried(&service)) == (100, 0)).then_some(()));
+        service.stop();
+    });
+}
