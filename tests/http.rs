@@ -63,8 +63,15 @@ impl Control for Fake {
             reasons: vec!["the daemon has a cold".into()],
             listeners: vec![],
         };
-        let backend =
-            |name, state: &str| BackendStatus { name, state: state.into(), reason: None, operations: 0, errors: 0 };
+        let backend = |name, state: &str| BackendStatus {
+            name,
+            state: state.into(),
+            reason: None,
+            operations: 0,
+            errors: 0,
+            lost: 0,
+            p99_ms: None,
+        };
         let mount = MountStatus {
             name: "a".into(),
             source: "/srv/secret".into(),

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use lighthouse_fs::api::Client;
 use lighthouse_fs::bench::{Crew, load::Kind};
+use procfs::process::Process;
 use rstest::rstest;
 use support::{
     Backend, Mount, ROOT_DIRECT, ROOT_FUSERMOUNT, ROOT_FUSERMOUNT3, Tier, USER_FUSERMOUNT, USER_FUSERMOUNT3, Way,
@@ -21,6 +22,11 @@ use support::{
 const PAUSE: Duration = Duration::from_millis(20);
 /// For the workers to finish what they are at, on a loaded machine.
 const WORKERS_LIMIT: Duration = Duration::from_secs(60);
+/// From so many switches on, nothing grows any more after the first quarter.
+const LONG: u32 = 300;
+/// What the load itself makes come and go: each known file has a descriptor in the server.
+const SPARE_DESCRIPTORS: usize = 128;
+const SPARE_KIB: u64 = 16 << 10;
 const SEED: u64 = 20_261_124;
 
 #[rstest]
@@ -49,7 +55,12 @@ fn under_load(way: Way, switches: u32) {
     let crew =
         mount.act(|| Crew::start(mount.sandbox.program_path(), &mount.path(""), &Kind::ALL, SEED)).expect("workers");
     let began = Instant::now();
-    let pauses = mount.act(|| switch_back_and_forth(&mount, switches));
+    // When every thread, buffer and table has been used.
+    let warm = switches / 4;
+    let mut pauses = mount.act(|| switch_back_and_forth(&mount, warm));
+    let before = Held::by(&mount);
+    pauses.add(mount.act(|| switch_back_and_forth(&mount, switches - warm))).expect("the same bounds");
+    let after = Held::by(&mount);
     let tally = crew.stop(WORKERS_LIMIT);
 
     println!(
@@ -61,7 +72,12 @@ fn under_load(way: Way, switches: u32) {
         milliseconds(pauses.max()),
         milliseconds(tally.latency.max()),
     );
+    println!("daemon and server held {before:?}, then {after:?}");
     assert!(tally.is_clean(), "{tally:#?}");
+    if switches >= LONG {
+        assert!(after.descriptors <= before.descriptors + SPARE_DESCRIPTORS, "{before:?}, then {after:?}");
+        assert!(after.kib <= before.kib + SPARE_KIB, "{before:?}, then {after:?}");
+    }
     assert!(tally.operations > u64::from(switches), "hardly any load: {} operations", tally.operations);
     mount.assert_all_answered();
     let status = mount.status();
@@ -71,6 +87,25 @@ fn under_load(way: Way, switches: u32) {
     }
     assert_eq!(status["in_flight"], 0, "{status}");
     mount.stop();
+}
+
+/// What daemon and server have.
+#[derive(Debug)]
+struct Held {
+    descriptors: usize,
+    /// Resident memory.
+    kib: u64,
+}
+
+impl Held {
+    fn by(mount: &Mount) -> Self {
+        let pids = [mount.daemon_pid(), mount.server_pid().expect("a server")];
+        let processes = pids.map(|pid| Process::new(pid).expect("a process that lives"));
+        Self {
+            descriptors: processes.iter().map(|one| one.fd_count().expect("its descriptors")).sum(),
+            kib: processes.iter().map(|one| one.status().expect("its status").vmrss.expect("its memory")).sum(),
+        }
+    }
 }
 
 /// Pauses in microseconds.

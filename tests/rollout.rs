@@ -6,8 +6,11 @@
 mod support;
 
 use std::fs;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
+use lighthouse_fs::api::Client;
+use lighthouse_fs::api::model::PromoteRequest;
 use lighthouse_fs::bench::{Crew, load::Kind};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -17,6 +20,10 @@ use support::{COMMAND_LIMIT, ROOT_DIRECT, Scrape, require_root, unless_skipped, 
 
 /// For the workers to finish what they are at, on a loaded machine.
 const WORKERS_LIMIT: Duration = Duration::from_secs(60);
+/// `deadlines.drain`, unless configured.
+const DRAIN: Duration = Duration::from_secs(2);
+/// What a loaded machine may add.
+const SLACK: Duration = Duration::from_secs(8);
 const SEED: u64 = 20_261_124;
 
 /// A service whose mount `tried` has fuse2 as its stable backend and fuse3 as its candidate.
@@ -227,6 +234,98 @@ fn a_reload_changes_the_plan_under_way() {
         wait_for("the fleet's share", COMMAND_LIMIT, || (active(&tried(&service)) == (0, 100)).then_some(()));
         service.reload(&file.replace(LONG, "fleet = { weight = 0 }"));
         wait_for("the fleet's share", COMMAND_LIMIT, || (active(&tried(&service)) == (100, 0)).then_some(()));
+        service.stop();
+    });
+}
+
+/// Requests are heeded one after the other: the rollback waits for the switch, whose old backend hangs.
+#[test]
+fn a_rollback_during_a_switch_comes_after_it() {
+    unless_skipped(require_root(), || {
+        let service = start(LONG);
+        fs::write(service.sandbox.source().join("tried/file"), "content").unwrap();
+        let drill = service.ask(&["drill", "tried", "--backend", "fuse2", "--fault", "hang", "--operation", "read"]);
+        assert!(drill.status.success(), "{drill:?}");
+        let path = service.place("tried").join("file");
+        std::thread::scope(|threads| {
+            let stuck = threads.spawn(move || fs::read(path));
+            wait_for("the handler to hang", COMMAND_LIMIT, || {
+                (tried(&service)["in_flight"].as_u64() > Some(0)).then_some(())
+            });
+            let switch = threads.spawn(|| service.ask(&["switch", "tried", "fuse3", "--json"]));
+            wait_for("the switch", COMMAND_LIMIT, || (active(&tried(&service)) == (0, 100)).then_some(()));
+            let back = order(&service, &["rollback"]).unwrap();
+            assert_eq!(active(&back), (100, 0));
+            let switched: Value = serde_json::from_slice(&switch.join().unwrap().stdout).unwrap();
+            assert_eq!(switched["answered_for_hung"], 1, "the switch was done");
+            // The kernel may have asked once more after the EIO, and got it.
+            drop(stuck.join().unwrap());
+        });
+        let stop = service.ask(&["drill", "tried", "--stop"]);
+        assert!(stop.status.success(), "{stop:?}");
+        assert_eq!(fs::read(service.place("tried").join("file")).unwrap(), b"content");
+        service.stop();
+    });
+}
+
+/// What the candidate does not answer within the deadline gets EIO, and the stable backend has it all.
+#[test]
+fn a_rollback_from_a_candidate_that_hangs_keeps_its_deadline() {
+    unless_skipped(require_root(), || {
+        let service = start(LONG);
+        fs::write(service.sandbox.source().join("tried/file"), "content").unwrap();
+        order(&service, &["rollout", "start"]).unwrap();
+        order(&service, &["rollout", "promote"]).unwrap();
+        let drill = service.ask(&["drill", "tried", "--backend", "fuse3", "--fault", "hang", "--operation", "getattr"]);
+        assert!(drill.status.success(), "{drill:?}");
+        let place = service.place("tried");
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|threads| {
+            let look = || {
+                // Some of these reach the candidate, and hang; attributes are asked for anew each time.
+                let path = place.join("file");
+                while !is_over.load(SeqCst) {
+                    drop(fs::OpenOptions::new().append(true).open(&path).and_then(|file| file.set_len(7)));
+                    drop(fs::metadata(&path));
+                }
+            };
+            let lookers: Vec<_> = (0..4).map(|_| threads.spawn(look)).collect();
+            wait_for("a handler to hang", COMMAND_LIMIT, || {
+                let oldest = tried(&service)["oldest_in_flight_seconds"].as_f64().unwrap_or(0.);
+                (oldest > 0.3).then_some(())
+            });
+            let began = Instant::now();
+            let back = order(&service, &["rollback"]).unwrap();
+            assert!(began.elapsed() < DRAIN + SLACK, "{:?}", began.elapsed());
+            assert_eq!(active(&back), (100, 0));
+            is_over.store(true, SeqCst);
+            lookers.into_iter().for_each(|looker| looker.join().unwrap());
+        });
+        let scrape = Scrape::of(&service.sandbox.socket());
+        let errors = scrape.sum("lighthouse_fuse_operations_total", &["backend=\"fuse3\"", "status=\"backend_error\""]);
+        assert!(errors >= 1., "what was answered at the deadline is an error of the backend");
+        service.stop();
+    });
+}
+
+#[test]
+fn of_two_operators_who_promote_at_once_one_is_refused() {
+    unless_skipped(require_root(), || {
+        let service = start(LONG);
+        order(&service, &["rollout", "start"]).unwrap();
+        let socket = service.sandbox.socket();
+        let promote = || {
+            let client = Client::new(&socket);
+            let body = Some(PromoteRequest { from: Some(1) });
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(client.ask_rollout("tried", "rollout/promote", body)).is_ok()
+        };
+        let done = std::thread::scope(|threads| {
+            let both = [threads.spawn(promote), threads.spawn(promote)];
+            both.map(|one| one.join().unwrap())
+        });
+        assert_eq!(done.iter().filter(|done| **done).count(), 1, "{done:?}");
+        assert_eq!(tried(&service)["rollout"]["step"], 2);
         service.stop();
     });
 }

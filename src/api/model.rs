@@ -311,7 +311,7 @@ pub struct ProbeStatus {
 }
 
 /// One backend of a mount.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct BackendStatus {
     /// Which.
     pub name: Backend,
@@ -323,6 +323,13 @@ pub struct BackendStatus {
     pub operations: u64,
     /// Those that failed by its own fault.
     pub errors: u64,
+    /// Requests that it has read and lost.
+    #[serde(default)]
+    pub lost: u64,
+    /// Time in the handler below which 99 % of them stayed, in milliseconds: the bound of a bucket of the metrics, at most
+    /// 5000. `null` without any.
+    #[serde(default)]
+    pub p99_ms: Option<f64>,
 }
 
 /// Body of `POST /api/v1/mounts/{name}/switch`.

@@ -165,7 +165,8 @@ fn standing(
     text
 }
 
-fn step(rollout: &RolloutStatus) -> String {
+/// The step that is under way, if one is, to follow a rollout's state.
+pub(super) fn step(rollout: &RolloutStatus) -> String {
     let Some(step) = rollout.step else { return String::new() };
     let time = match (rollout.elapsed_seconds, rollout.for_seconds) {
         (Some(elapsed), Some(needed)) => format!(", {elapsed:.0} of {needed:.0} s"),

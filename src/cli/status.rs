@@ -8,6 +8,7 @@ use comfy_table::Table;
 
 use super::{Global, ask, daemons, exit, fail, fail_asking, printable, say, say_json};
 use crate::api::model::{LastSwitch, MountStatus, Status};
+use crate::config::Backend;
 
 /// Between two looks.
 const TURN: Duration = Duration::from_secs(2);
@@ -116,6 +117,9 @@ fn show(args: &Args, statuses: &[Status]) -> ExitCode {
         for reason in &mount.reasons {
             text += &format!("\n{}: {}", printable(&mount.name), printable(reason));
         }
+        if let Some(rollout) = mount.rollout.as_ref().filter(|rollout| rollout.step.is_some()) {
+            text += &format!("\n{}: {}{}", printable(&mount.name), rollout.state, super::rollout::step(rollout));
+        }
         // No fault, so not among the reasons; but healthy means less then.
         if let ("not probed", Some(why)) = (mount.probe.state.as_str(), &mount.probe.reason) {
             text += &format!("\n{}: not probed: {}", printable(&mount.name), printable(why));
@@ -135,13 +139,12 @@ fn overview(statuses: &[Status]) -> Table {
     let mut table = plain(head);
     let mounts = statuses.iter().flat_map(|status| status.mounts.iter().map(move |mount| (&status.daemon, mount)));
     for (daemon, mount) in mounts {
-        let active: Vec<_> = mount.active.keys().map(ToString::to_string).collect();
         let socket = daemon.socket.as_ref().map(|socket| printable(socket.display())).unwrap_or_default();
         let mut row = vec![
             printable(&mount.name),
             printable(mount.source.display()),
             printable(mount.mountpoint.display()),
-            if active.is_empty() { "none".into() } else { active.join(", ") },
+            active(mount),
             mount.health.name().into(),
             mount.in_flight.to_string(),
             mount.last_switch.as_ref().map_or_else(|| "never".into(), last_switch),
@@ -152,15 +155,31 @@ fn overview(statuses: &[Status]) -> Table {
     table
 }
 
+/// Who serves; of two that share the mount, how much.
+fn active(mount: &MountStatus) -> String {
+    let is_alone = mount.active.len() == 1;
+    let share = |(backend, weight): (&Backend, &u8)| {
+        if is_alone { backend.to_string() } else { format!("{backend} {weight} %") }
+    };
+    let shares: Vec<_> = mount.active.iter().map(share).collect();
+    if shares.is_empty() { "none".into() } else { shares.join(", ") }
+}
+
 fn details(mount: &MountStatus) -> Table {
-    let mut table = plain(["BACKEND", "STATE", "OPERATIONS", "ERRORS", ""]);
+    let mut table = plain(["BACKEND", "STATE", "OPERATIONS", "ERRORS", "LOST", "P99", ""]);
     for backend in &mount.backends {
         table.add_row([
             backend.name.to_string(),
             printable(&backend.state),
             backend.operations.to_string(),
             backend.errors.to_string(),
-            if backend.name == mount.stable { "stable".into() } else { String::new() },
+            backend.lost.to_string(),
+            backend.p99_ms.map_or_else(|| "-".into(), |bound| format!("{bound} ms")),
+            match backend.name {
+                name if name == mount.stable => "stable".into(),
+                name if Some(name) == mount.candidate => "candidate".into(),
+                _ => String::new(),
+            },
         ]);
     }
     table

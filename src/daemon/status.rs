@@ -357,7 +357,9 @@ fn backend_status(backend: Backend, facts: &Facts) -> BackendStatus {
         state: state.into(),
         reason,
         operations: totals.as_ref().map_or(0, Totals::operations),
-        errors: totals.map_or(0, |totals| totals.with_status(AnswerStatus::BackendError)),
+        errors: totals.as_ref().map_or(0, |totals| totals.with_status(AnswerStatus::BackendError)),
+        lost: facts.counted.as_ref().map_or(0, |ledger| ledger.lost(backend)),
+        p99_ms: totals.and_then(|totals| totals.all_durations().quantile(0.99)).map(|bound| bound as f64 / 1e6),
     }
 }
 

@@ -107,6 +107,26 @@ impl Durations {
         self.buckets.iter().sum()
     }
 
+    /// Upper bound, in nanoseconds, of the bucket in which the share `q` of all is reached, from 0 to 1; `None` without any.
+    /// What took longer than the highest of [`BOUNDS`] counts as that.
+    #[must_use]
+    pub fn quantile(&self, q: f64) -> Option<u64> {
+        let wanted = (q * self.count() as f64).ceil().max(1.) as u64;
+        let mut sum = 0;
+        let bucket = self.buckets.iter().position(|count| {
+            sum += count;
+            sum >= wanted
+        })?;
+        BOUNDS.get(bucket).or(BOUNDS.last()).copied()
+    }
+
+    fn merge(&mut self, other: &Self) {
+        self.nanoseconds += other.nanoseconds;
+        for (sum, count) in self.buckets.iter_mut().zip(&other.buckets) {
+            *sum += count;
+        }
+    }
+
     fn add(&mut self, times: &Times) {
         self.nanoseconds += times.nanoseconds.load(Relaxed);
         for (sum, bucket) in self.buckets.iter_mut().zip(&times.buckets) {
@@ -234,6 +254,14 @@ impl Totals {
         &self.durations[operation as usize]
     }
 
+    /// Time in all handlers.
+    #[must_use]
+    pub fn all_durations(&self) -> Durations {
+        let mut all = Durations::default();
+        self.durations.iter().for_each(|one| all.merge(one));
+        all
+    }
+
     /// Data moved, in bytes.
     #[must_use]
     pub fn bytes(&self, direction: Direction) -> u64 {
@@ -257,6 +285,17 @@ impl Totals {
 mod tests {
     use super::*;
     use rstest::rstest;
+
+    #[test]
+    fn a_quantile_is_the_bound_of_its_bucket() {
+        assert_eq!(Durations::default().quantile(0.99), None);
+        let times = Times::default();
+        (0..99).for_each(|_| times.record(20_000));
+        times.record(9_000_000_000);
+        assert_eq!(times.durations().quantile(0.5), Some(25_000));
+        assert_eq!(times.durations().quantile(0.99), Some(25_000));
+        assert_eq!(times.durations().quantile(1.), Some(5_000_000_000), "the highest bound");
+    }
 
     #[rstest]
     #[case(0, 0)]

@@ -200,6 +200,8 @@ mod tests {
             reason: None,
             operations: 1_234_567,
             errors: 0,
+            lost: 0,
+            p99_ms: None,
         }];
         let mut tally = Tally { operations: 2_000_000, ..Tally::default() };
         tally.latency.saturating_record(12_000);
