@@ -510,7 +510,7 @@ async fn degraded_is_an_exit_code_of_its_own_but_not_for_containers() {
     assert_eq!(health(&daemon, &[]).await, (Some(0), "default is healthy\n".into()));
 
     daemon.client.switch("default", Backend::Fuse3).await.unwrap();
-    let why = "default is degraded: fuse2 is hung: requests of it were answered EIO at the deadline\n";
+    let why = "default is degraded: fuse2 is hung: requests of it were answered EIO at the deadline; `switch` to it starts a fresh session\n";
     assert_eq!(health(&daemon, &[]).await, (Some(2), why.into()));
     assert_eq!(health(&daemon, &["--mount", "default"]).await, (Some(2), why.into()));
     assert_eq!(health(&daemon, &["--probe"]).await, (Some(0), why.into()));

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use super::{Global, ask, exit, fail, fail_asking, say, say_json};
+use super::{Global, ask, daemons, exit, fail, fail_asking, say, say_json};
 use crate::api::Client;
 use crate::api::model::DrillStopAnswer;
 use crate::backend::drill::{Fault, Ongoing, Plan};
@@ -25,7 +25,7 @@ Only mounts with drill = true (or serve --drill) allow it. A drill ends by itsel
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Name of the mount
+    /// Name of the mount, or its mount point
     mount: String,
     /// Whose requests: fuse2 or fuse3
     #[arg(long, required_unless_present = "stop")]
@@ -69,26 +69,35 @@ impl Args {
 
 /// Asks the daemon.
 pub fn run(args: &Args, global: &Global) -> ExitCode {
-    let client = Client::new(&global.socket());
-    let Some(plan) = args.plan() else { return ask(stop(&client, args)) };
-    match plan.check() {
-        Ok(()) => ask(start(&client, args, &plan)),
-        Err(wrong) => fail(exit::USAGE, wrong),
+    let plan = args.plan();
+    if let Some(Err(wrong)) = plan.as_ref().map(Plan::check) {
+        return fail(exit::USAGE, wrong);
     }
+    ask(async {
+        let (socket, mount) = match daemons::find(&args.mount, global).await {
+            Ok(found) => found,
+            Err(code) => return code,
+        };
+        let client = Client::new(&socket);
+        match plan {
+            Some(plan) => start(&client, args, &mount.name, &plan).await,
+            None => stop(&client, args, &mount.name).await,
+        }
+    })
 }
 
-async fn start(client: &Client, args: &Args, plan: &Plan) -> ExitCode {
-    match client.drill(&args.mount, plan).await {
+async fn start(client: &Client, args: &Args, mount: &str, plan: &Plan) -> ExitCode {
+    match client.drill(mount, plan).await {
         Ok(answer) if args.json => say_json(&answer),
-        Ok(answer) => say(begun(&args.mount, &Ongoing { plan: plan.clone(), until: answer.drill.until })),
+        Ok(answer) => say(begun(mount, &Ongoing { plan: plan.clone(), until: answer.drill.until })),
         Err(error) => fail_asking(&error),
     }
 }
 
-async fn stop(client: &Client, args: &Args) -> ExitCode {
-    match client.stop_drill(&args.mount).await {
+async fn stop(client: &Client, args: &Args, mount: &str) -> ExitCode {
+    match client.stop_drill(mount).await {
         Ok(answer) if args.json => say_json(&answer),
-        Ok(answer) => say(stopped(&args.mount, &answer)),
+        Ok(answer) => say(stopped(mount, &answer)),
         Err(error) => fail_asking(&error),
     }
 }

@@ -32,7 +32,11 @@ pub fn run(args: &Args, global: &Global) -> ExitCode {
     let path = global.socket();
     let stopping = socket::stopping(&path);
     if args.after_stop && stopping.symlink_metadata().is_err() {
-        let result = std::env::var("SERVICE_RESULT").unwrap_or_default();
+        let Ok(result) = std::env::var("SERVICE_RESULT") else {
+            let why =
+                "systemd has not said how the service ended ($SERVICE_RESULT): without --after-stop all are ended";
+            return fail(exit::USAGE, why);
+        };
         if CRASHES.contains(&result.as_str()) {
             return say(format_args!(
                 "the service has crashed ({}): its servers are left to the next daemon",

@@ -213,7 +213,8 @@ fn fail_asking(error: &ClientError) -> ExitCode {
         let left = crate::server::meeting::names(&socket::servers(socket)).map_or(0, |names| names.len());
         if left > 0 {
             let why = format_args!(
-                "{error}; an earlier one has left {left} mounts served: started again the same way it takes them over, and `lighthouse-fs end-servers` unmounts them"
+                "{error}; an earlier one has left {left} {} served: started again the same way it takes them over, and `lighthouse-fs end-servers` unmounts them",
+                if left == 1 { "mount" } else { "mounts" }
             );
             return fail(exit::NO_DAEMON, why);
         }

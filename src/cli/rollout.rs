@@ -14,7 +14,8 @@ const EXAMPLES: &str = "Examples:
   lighthouse-fs rollout promote projects
 
 The steps are those of [mount.rollout] in the configuration. A rollout goes on by itself when a step's time is over, and
-outlives restarts of the daemon. `rollback` ends it at once and pins the mount to its stable backend.";
+outlives restarts of the daemon. In this version nothing looks at the candidate's errors meanwhile but you: `status MOUNT`
+shows them, and `rollback` ends it at once and pins the mount to its stable backend.";
 
 const ROLLBACK_EXAMPLES: &str = "Examples:
   lighthouse-fs rollback projects --reason 'users report stale listings'
@@ -158,9 +159,13 @@ fn standing(
         Some(rollout) => format!("{mount}: {}{}; {serves}", rollout.state.replace('_', " "), step(rollout)),
     };
     if let Some(pin) = pinned {
-        text += &format!("\npinned since {}: {}", humantime::format_rfc3339_seconds(pin.since), printable(&pin.reason));
+        text += &format!(
+            "\n{mount} is pinned since {}: {}",
+            humantime::format_rfc3339_seconds(pin.since),
+            printable(&pin.reason)
+        );
     } else if let Some(reason) = rollout.and_then(|rollout| rollout.reason.as_ref()) {
-        text += &format!("\n{}", printable(reason));
+        text += &format!("\nreason: {}", printable(reason));
     }
     text
 }
@@ -205,7 +210,7 @@ mod tests {
         let back = RolloutStatus { state: "rolled_back".into(), step: None, ..rollout };
         assert_eq!(
             standing("projects", &[(Backend::Fuse2, 100)].into(), Some(&back), Some(&pin)),
-            "projects: rolled back; fuse2 100 %\npinned since 1970-01-01T00:00:00Z: stale\u{fffd}listings"
+            "projects: rolled back; fuse2 100 %\nprojects is pinned since 1970-01-01T00:00:00Z: stale\u{fffd}listings"
         );
     }
 }

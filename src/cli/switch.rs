@@ -43,13 +43,14 @@ pub fn run(args: &Args, global: &Global) -> ExitCode {
 }
 
 fn sentence(mount: &str, answer: &SwitchAnswer) -> String {
-    let SwitchAnswer { from, to, pause_ms, in_flight, answered_for_hung, .. } = answer;
+    let SwitchAnswer { from, to, pause_ms, total_ms, in_flight, answered_for_hung, .. } = answer;
     if from == to {
         return format!("{mount} is served by {to} already: nothing to switch, pause 0 ms");
     }
     let requests = if *in_flight == 1 { "request" } else { "requests" };
+    let waited = if *answered_for_hung > 0 { format!(" after {:.1} s", total_ms / 1e3) } else { String::new() };
     format!(
-        "switched {mount} from {from} to {to}: pause {pause_ms:.2} ms, {in_flight} {requests} in flight, {answered_for_hung} answered for a hung backend"
+        "switched {mount} from {from} to {to}: pause {pause_ms:.2} ms, {in_flight} {requests} in flight, {answered_for_hung} answered for a hung backend{waited}"
     )
 }
 

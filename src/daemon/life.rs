@@ -411,6 +411,12 @@ impl Life {
             Err(why) => Err(why),
         };
         self.mounts.note_reload(checked.is_ok());
+        let refused = checked.as_ref().err().map(|why| {
+            // The whole of it is in the log.
+            let first = why.lines().next().unwrap_or_default();
+            format!("the last reload (SIGHUP) was refused, and nothing has changed: {first}")
+        });
+        self.mounts.set_reason("configuration", refused);
         let (outcome, reason) = match checked {
             Ok(settings) => {
                 self.take(settings);

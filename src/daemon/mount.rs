@@ -451,6 +451,7 @@ impl<'a> Task<'a> {
             facts.drill = drill;
         });
         self.happened(Happened::Began { stable, serving: active, how });
+        tracing::debug!(mount = self.mount.name, %active, "it is served");
         let mut failures = 0;
         self.facts.send_modify(|facts| failures = mem::take(&mut facts.failures));
         if failures > 0 {

@@ -322,7 +322,9 @@ impl Task {
         if let rollout::Request::Switch(_) = request
             && !self.is_served()
         {
-            let why = "it is not mounted; see `lighthouse-fs status`".into();
+            let is_starting = self.facts.borrow().phase == Phase::Starting;
+            let why =
+                if is_starting { "it is starting" } else { "it is not mounted; see `lighthouse-fs status`" }.into();
             return Err(ControlError::NotServed { mount: self.mount(), why });
         }
         let is_switch = matches!(request, rollout::Request::Switch(_));
@@ -385,7 +387,8 @@ impl Task {
             match note {
                 Note::RolledBack(pin) => {
                     *self.rollbacks.entry(by).or_default() += 1;
-                    tracing::warn!(mount, by, figures = %pin.figures, "{note}");
+                    let figures = (!pin.figures.is_null()).then(|| tracing::field::display(&pin.figures));
+                    tracing::warn!(mount, by, figures, "{note}");
                 }
                 Note::Fallback { .. } | Note::Aborted { .. } | Note::Paused { .. } => {
                     tracing::warn!(mount, by, "{note}");
@@ -408,6 +411,7 @@ fn why(notes: &[Note]) -> (Cause, String) {
     let pin = notes.iter().find_map(|note| if let Note::RolledBack(pin) = note { Some(pin) } else { None });
     match (pin, notes.last()) {
         (Some(pin), _) => (Cause::Rollback, pin.reason.clone()),
+        (None, Some(Note::Step { step, weight, .. })) => (Cause::Rollout, format!("rollout step {step}, {weight} %")),
         (None, Some(note)) => (Cause::Rollout, note.to_string()),
         (None, None) => (Cause::Rollout, "as it was before".into()),
     }

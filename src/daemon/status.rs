@@ -276,7 +276,9 @@ impl Handle {
     fn status(&self) -> MountStatus {
         let facts = self.facts.borrow().clone();
         let ledger = facts.server.as_ref().map(|(_, ledger)| ledger);
-        let active = ledger.and_then(|ledger| ledger.active());
+        // A server that has just attached takes no orders before it has said so.
+        let takes_orders = matches!(facts.phase, Phase::Serving | Phase::Switching | Phase::Detached { .. });
+        let active = ledger.filter(|_| takes_orders).and_then(|ledger| ledger.active());
         let in_flight = ledger.map_or_else(Vec::new, |ledger| ledger.in_flight());
         // Those that the deadline has answered are in a handler, but nobody waits for them.
         let in_flight: Vec<_> = in_flight.into_iter().filter(|one| !one.abandoned).collect();
@@ -347,7 +349,10 @@ fn backend_status(backend: Backend, facts: &Facts) -> BackendStatus {
         PortState::Absent if unavailable.is_some() => {
             ("unavailable", unavailable.map(|unavailable| unavailable.reason.clone()))
         }
-        PortState::Hung => ("hung", Some("requests of it were answered EIO at the deadline".into())),
+        PortState::Hung => (
+            "hung",
+            Some("requests of it were answered EIO at the deadline; `switch` to it starts a fresh session".into()),
+        ),
         PortState::Ended => ("ended", Some("its session ended by itself; the log says why".into())),
         state => (state.name(), unavailable.map(|unavailable| unavailable.reason.clone())),
     };

@@ -118,6 +118,8 @@ fn serve(daemon: &mut Daemon, ledger: Ledger, device: Option<OwnedFd>) -> anyhow
         Order::Stop => return Ok(()),
         other => anyhow::bail!("{other:?} before the order to serve"),
     };
+    // What it logs says of which mount it is.
+    let _mount = tracing::info_span!("server", mount = mount.name).entered();
     daemon.is_dispensable = meeting.is_some();
     // Before anything is mounted: two servers of one mount must never be.
     if let Some(path) = meeting {
