@@ -79,7 +79,7 @@ metrics! {
     Degraded = Gauge "lighthouse_fuse_degraded" ["mount"]
         "1 if the mount is served by the fallback, or with something missing: `lighthouse-fs status` says what.";
     LostRequests = Counter "lighthouse_fuse_lost_requests_total" ["mount", "backend"]
-        "Requests that were read and never answered.";
+        "Requests that were read and never answered. While two backends share a mount, those of both count as the candidate's: who has lost one cannot be seen.";
     Switches = Counter "lighthouse_fuse_switches_total" ["mount", "from", "to", "reason", "outcome"]
         "Changes of the backend. reason: operator, failover, rollout, rollback. outcome: done, failed.";
     SwitchPause = Histogram "lighthouse_fuse_switch_pause_seconds" ["mount"]
@@ -126,6 +126,9 @@ pub struct MountFigures {
     /// Rollbacks, by what made them so.
     pub rollbacks: BTreeMap<&'static str, u64>,
 }
+
+/// What makes a rollback.
+const ROLLBACKS: [&str; 3] = ["operator", "ended_session", "server_died"];
 
 /// How far a rollout is.
 #[derive(Clone, Debug)]
@@ -200,8 +203,8 @@ fn show_mount(families: &mut Families, mount: &MountFigures) {
     families.gauge(Id::MountUp, &[name], mount.is_up.into());
     families.gauge(Id::Degraded, &[name], mount.is_degraded.into());
     families.gauge(Id::Pinned, &[name], mount.is_pinned.into());
-    for (reason, count) in &mount.rollbacks {
-        families.counter(Id::Rollbacks, &[name, reason], *count);
+    for reason in ROLLBACKS {
+        families.counter(Id::Rollbacks, &[name, reason], mount.rollbacks.get(reason).copied().unwrap_or(0));
     }
     if let Some(rollout) = &mount.rollout {
         families.gauge(Id::RolloutState, &[name], rollout.state.into());
@@ -268,7 +271,8 @@ fn show_switches(families: &mut Families, mount: &str, ledger: &Ledger) {
             for cause in Cause::ALL {
                 for outcome in Outcome::ALL {
                     let count = switches.get(from, to, cause, outcome);
-                    if count > 0 {
+                    // From 0 on, so that the first one is an increase.
+                    if from != to || count > 0 {
                         let labels = &[mount, from.name(), to.name(), cause.name(), outcome.name()];
                         families.counter(Id::Switches, labels, count);
                     }

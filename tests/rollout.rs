@@ -14,6 +14,7 @@ use lighthouse_fs::api::model::PromoteRequest;
 use lighthouse_fs::bench::{Crew, load::Kind};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rstest::rstest;
 use serde_json::Value;
 use support::service::{Service, mount_of, spawn};
 use support::{COMMAND_LIMIT, ROOT_DIRECT, Scrape, require_root, unless_skipped, wait_for};
@@ -326,6 +327,96 @@ fn of_two_operators_who_promote_at_once_one_is_refused() {
         });
         assert_eq!(done.iter().filter(|done| **done).count(), 1, "{done:?}");
         assert_eq!(tried(&service)["rollout"]["step"], 2);
+        service.stop();
+    });
+}
+
+/// Operations are what is weighed, not time: also when one backend takes a hundred times as long for each.
+#[rstest]
+#[case::candidate("fuse3", 10)]
+#[case::candidate_at_half("fuse3", 50)]
+#[case::stable("fuse2", 50)]
+fn a_slow_backend_gets_its_share(#[case] slow: &str, #[case] weight: u64) {
+    unless_skipped(require_root(), || {
+        let service = start(LONG);
+        order(&service, &["rollout", "start"]).unwrap();
+        if weight == 50 {
+            order(&service, &["rollout", "promote"]).unwrap();
+        }
+        let delay =
+            ["drill", "tried", "--backend", slow, "--fault", "delay", "--delay", "10ms", "--operation", "lookup"];
+        let drill = service.ask(&delay);
+        assert!(drill.status.success(), "{drill:?}");
+        let place = service.place("tried");
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|threads| {
+            for worker in 0..6 {
+                let (place, is_over) = (&place, &is_over);
+                threads.spawn(move || {
+                    for number in 0_u64.. {
+                        if is_over.load(SeqCst) {
+                            return;
+                        }
+                        drop(fs::metadata(place.join(format!("missing{worker}-{number}"))));
+                    }
+                });
+            }
+            let looked_up = || {
+                let scrape = Scrape::of(&service.sandbox.socket());
+                ["fuse2", "fuse3"].map(|backend| {
+                    let labels =
+                        [format!("backend=\"{backend}\""), "mount=\"tried\"".into(), "operation=\"lookup\"".into()];
+                    scrape.sum("lighthouse_fuse_operations_total", &labels.each_ref().map(String::as_str))
+                })
+            };
+            std::thread::sleep(Duration::from_secs(1));
+            let is_kept = (0..4).any(|_| {
+                let before = looked_up();
+                // This is the measurement, not a wait for something.
+                std::thread::sleep(Duration::from_secs(3));
+                let after = looked_up();
+                let [stable, candidate] = [after[0] - before[0], after[1] - before[1]];
+                let share = 100. * candidate / (stable + candidate);
+                println!("{slow} slow, {weight} %: {share:.1} % of {}", stable + candidate);
+                (share - weight as f64).abs() < 5.
+            });
+            is_over.store(true, SeqCst);
+            assert!(is_kept, "{slow} slow: never {weight} %");
+        });
+        service.stop();
+    });
+}
+
+/// The stable backend is attached whatever its handlers do, and in time.
+#[test]
+fn a_rollback_to_a_stable_backend_that_is_stuck() {
+    unless_skipped(require_root(), || {
+        let service = start(LONG);
+        order(&service, &["rollout", "start"]).unwrap();
+        order(&service, &["rollout", "promote"]).unwrap();
+        let place = service.place("tried");
+        for number in 0..40 {
+            fs::create_dir(place.join(format!("folder{number}"))).unwrap();
+        }
+        let drill = service.ask(&["drill", "tried", "--backend", "fuse2", "--fault", "hang", "--operation", "lookup"]);
+        assert!(drill.status.success(), "{drill:?}");
+        std::thread::scope(|threads| {
+            // More than fuse2 has threads, each in a folder of its own: the kernel looks one name up at a time in each.
+            for number in 0..40 {
+                let path = place.join(format!("folder{number}/stuck"));
+                threads.spawn(move || drop(fs::metadata(path)));
+            }
+            wait_for("all threads to hang", COMMAND_LIMIT, || {
+                (tried(&service)["in_flight"].as_u64() >= Some(16)).then_some(())
+            });
+            let back = order(&service, &["rollback"]).unwrap();
+            assert_eq!(active(&back), (100, 0));
+            // The drill strikes the fresh session too, but not what is asked for now.
+            fs::read_dir(&place).unwrap();
+            let stop = service.ask(&["drill", "tried", "--stop"]);
+            assert!(stop.status.success(), "{stop:?}");
+            fs::metadata(place.join("missing")).unwrap_err();
+        });
         service.stop();
     });
 }

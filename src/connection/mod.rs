@@ -165,6 +165,13 @@ impl Connection {
         self.place.id()
     }
 
+    /// Whether requests wait in the kernel that nobody has read (`fuse_dev_poll` of fs/fuse/dev.c).
+    #[must_use]
+    pub fn has_queued(&self) -> bool {
+        let device = self.device(Backend::Fuse2);
+        wait_readable(device, Duration::ZERO).unwrap_or(false)
+    }
+
     /// Whether the kernel has ended the connection (unmounted, or aborted).
     #[must_use]
     pub fn is_gone(&self) -> bool {

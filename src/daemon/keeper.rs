@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::mount::{Beginning, End, Facts, Phase, Request, Task};
-use super::pilot::{Happened, Pilot};
+use super::pilot::{Happened, begin_with};
 use super::recorder::Recorder;
 use super::{Refusal, preflight, process};
 use crate::api::events::Events;
@@ -53,8 +53,6 @@ pub struct Keeper {
     device: Option<OwnedFd>,
     facts: Recorder,
     requests: mpsc::Receiver<Request>,
-    /// Who says what serves.
-    pilot: Option<Pilot>,
     /// A look at the source that has not come back.
     checking: Option<JoinHandle<Result<PathBuf, Refusal>>>,
 }
@@ -108,12 +106,7 @@ impl Keeper {
         let (facts, watcher) = watch::channel(Facts::new(mount));
         let (sender, requests) = mpsc::channel(16);
         let facts = Recorder::new(facts, plan.events.clone());
-        (Self { plan, device, facts, requests, pilot: None, checking: None }, sender, watcher)
-    }
-
-    /// Lets this say with which backend servers begin.
-    pub fn follow(&mut self, pilot: Pilot) {
-        self.pilot = Some(pilot);
+        (Self { plan, device, facts, requests, checking: None }, sender, watcher)
     }
 
     /// Runs until the mount is over for good. What its end was.
@@ -243,10 +236,7 @@ impl Keeper {
         let counted = self.facts.borrow().counted.clone();
         let server = process::start(&self.name(), device, counted, &self.plan.server_arguments.read())
             .map_err(|error| End::Failed(error.to_string()))?;
-        let wanted = match &self.pilot {
-            Some(pilot) => pilot.begin_with().await,
-            None => None,
-        };
+        let wanted = begin_with(&self.plan.happened).await;
         let resume = wanted.filter(|wanted| died_of != Some(*wanted));
         let gave_up = wanted.filter(|_| resume.is_none()).map(|wanted| format!("servers died while {wanted} served"));
         Ok((server, place, Beginning::Serve { meeting: self.plan.meeting.clone(), resume, gave_up }))

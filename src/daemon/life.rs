@@ -252,7 +252,7 @@ impl Life {
         let kept_as = if self.options.alone { mount.place().display().to_string() } else { name.clone() };
         let store = Store::new(&daemon.state_dir, &kept_as);
         let machine = MachineId::of(daemon);
-        let (mut keeper, requests, facts) = Keeper::new(Arc::new(mount), plan, device);
+        let (keeper, requests, facts) = Keeper::new(Arc::new(mount), plan, device);
         watch_for_lost(facts.clone(), requests.clone());
         let pilot = Pilot::start(Controls {
             store,
@@ -262,7 +262,6 @@ impl Life {
             requests: requests.clone(),
             events: self.mounts.events(),
         });
-        keeper.follow(pilot.clone());
         self.keepers.spawn(async { (name, keeper.run().await) });
         Handle { prober: Prober::start(facts.clone()), facts, requests, pilot }
     }

@@ -29,7 +29,7 @@ use crate::ledger::{Cause, Ledger};
 use crate::rollout::Because;
 use crate::server::{
     self,
-    orders::{Hello, Order, PastSwitch, Report, Switched, Unavailable, VERSION},
+    orders::{Hello, LineError, Order, PastSwitch, Report, Switched, Unavailable, VERSION},
 };
 
 /// For a server to mount and begin; helpers have deadlines of their own below this.
@@ -349,9 +349,7 @@ impl<'a> Task<'a> {
     /// Runs the server from its start to its end.
     pub async fn run(mut self, beginning: Beginning) -> End {
         let begun = match beginning {
-            Beginning::Serve { meeting, resume, gave_up } => {
-                self.start(meeting, resume, gave_up.map_or(How::Started, How::GaveUp)).await
-            }
+            Beginning::Serve { meeting, resume, gave_up } => self.start(meeting, resume, gave_up).await,
             Beginning::Adopted { hello, log_level } => {
                 let because = match &hello.because {
                     Some((Cause::Failover, why)) => Because::FailedOver(why.clone()),
@@ -390,7 +388,12 @@ impl<'a> Task<'a> {
         end
     }
 
-    async fn start(&mut self, meeting: Option<PathBuf>, resume: Option<Backend>, how: How) -> Result<(), End> {
+    async fn start(
+        &mut self,
+        meeting: Option<PathBuf>,
+        resume: Option<Backend>,
+        gave_up: Option<String>,
+    ) -> Result<(), End> {
         let order = Order::Serve { version: VERSION, mount: Box::new((*self.mount).clone()), meeting, resume };
         self.server.send(&order).map_err(|error| End::Failed(error.to_string()))?;
         let deadline = tokio::time::Instant::now() + START;
@@ -426,6 +429,12 @@ impl<'a> Task<'a> {
             };
             match report {
                 Report::Hello(hello) if hello.version == VERSION => {
+                    let how = match gave_up {
+                        Some(why) => How::GaveUp(why),
+                        // As it was told; by now something else may be wanted.
+                        None if resume == Some(hello.active) => How::Adopted(Because::Ordered),
+                        None => How::Started,
+                    };
                     self.greet(*hello, how);
                     return Ok(());
                 }
@@ -554,6 +563,10 @@ impl<'a> Task<'a> {
         let limit = server::switch_limit(&self.mount.deadlines) + MARGIN;
         let result = match self.server.send(&order) {
             Ok(()) => timeout(limit, self.changed()).await,
+            // It is dying, which comes as an event.
+            Err(error @ LineError::Closed) => {
+                Ok(Err((ControlError::NotServed { mount: self.mount.name.clone(), why: error.to_string() }, None)))
+            }
             Err(error) => Ok(Err((ControlError::Refused(error.to_string()), None))),
         };
         let (result, end) = match result {

@@ -14,10 +14,10 @@ use super::mount::{Facts, Phase, Request};
 use crate::api::ControlError;
 use crate::api::events::{self, Events};
 use crate::config::Backend;
-use crate::ledger::Cause;
+use crate::ledger::{Cause, Ledger};
 use crate::rollout::{
-    self, Because, Event, HandleError, Handled, MachineId, MachineIdError, Moment, Note, Pin, Rollout, Serving, Store,
-    Terms,
+    self, Because, Event, HandleError, Handled, MachineId, MachineIdError, Moment, Note, Pin, Refused, Rollout,
+    Serving, Store, Terms,
 };
 use crate::server::orders::Switched;
 
@@ -37,6 +37,11 @@ pub enum Happened {
         serving: Backend,
         /// How it came to that.
         how: How,
+    },
+    /// A server is about to be started: with which backend? Asked in this row, so that what has happened before counts.
+    Begins {
+        /// Where the answer goes.
+        answer: oneshot::Sender<Serving>,
     },
     /// There is no server any more.
     Ended {
@@ -61,6 +66,17 @@ pub enum How {
     GaveUp(String),
     /// An earlier daemon has left it.
     Adopted(Because),
+}
+
+/// The backend that a server is to begin with, if that is not for the mount to say. Waits until all that has happened before
+/// was heeded, but not for ever.
+pub async fn begin_with(pilot: &mpsc::UnboundedSender<Happened>) -> Option<Backend> {
+    let (answer, answered) = oneshot::channel();
+    pilot.send(Happened::Begins { answer }).ok()?;
+    match timeout(OPENING, answered).await.ok()?.ok()? {
+        Serving::Only(backend) => Some(backend),
+        Serving::Both { .. } => None,
+    }
 }
 
 /// What is known of who is to serve.
@@ -133,17 +149,6 @@ impl Pilot {
         self.shown.borrow().clone()
     }
 
-    /// The backend that a server is to begin with, if that is not for the mount to say. Waits until that is known, but not
-    /// for ever.
-    pub async fn begin_with(&self) -> Option<Backend> {
-        let mut shown = self.shown.clone();
-        let shown = timeout(OPENING, shown.wait_for(Option::is_some)).await.ok()?.ok()?.clone()?;
-        match shown.wanted {
-            Serving::Only(backend) => Some(backend),
-            Serving::Both { .. } => None,
-        }
-    }
-
     /// Asks for something, and returns when it is done or refused.
     ///
     /// # Errors
@@ -166,7 +171,17 @@ async fn run(controls: Controls, mut asked: mpsc::Receiver<Ask>, show: watch::Se
         Err(error) => return tracing::error!(mount = mount.name, %error, "its rollout cannot be read"),
     };
     let rollbacks = BTreeMap::new();
-    let mut task = Task { rollout, machine, facts, requests, events, show, rollbacks, stable: None };
+    let mut task = Task {
+        rollout,
+        machine,
+        facts,
+        requests,
+        events,
+        show,
+        rollbacks,
+        stable: None,
+        patience: Patience::default(),
+    };
     task.show();
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -197,7 +212,10 @@ async fn run(controls: Controls, mut asked: mpsc::Receiver<Ask>, show: watch::Se
                     task.reload().await;
                 }
             }
-            _ = ticks.tick() => task.follow(Event::Tick, "bake_time").await,
+            _ = ticks.tick() => {
+                task.follow(Event::Tick, "bake_time").await;
+                task.insist().await;
+            }
         }
     }
 }
@@ -213,6 +231,37 @@ struct Task {
     rollbacks: BTreeMap<&'static str, u64>,
     /// The stable backend of the server that serves.
     stable: Option<Backend>,
+    patience: Patience,
+}
+
+/// How long it is waited before what is wanted is ordered again: 2, 4, 8 … 64 ticks.
+#[derive(Default)]
+struct Patience {
+    ticks: u32,
+    orders: u32,
+}
+
+impl Patience {
+    fn is_over(&mut self) -> bool {
+        self.ticks += 1;
+        let is_over = self.ticks >= 2 << self.orders.min(5);
+        if is_over {
+            *self = Self { ticks: 0, orders: self.orders + 1 };
+        }
+        is_over
+    }
+}
+
+/// Whether that serves which is wanted.
+fn serves(ledger: &Ledger, wanted: Serving) -> bool {
+    let weights = Backend::ALL.map(|backend| ledger.weight(backend));
+    let is_weighed = |backend: Backend, weight: u32| {
+        weights[backend.index()] == weight && weights[backend.other().index()] == 100 - weight
+    };
+    match wanted {
+        Serving::Only(backend) => is_weighed(backend, 100),
+        Serving::Both { candidate, weight } => is_weighed(candidate, weight.into()),
+    }
 }
 
 impl Task {
@@ -229,7 +278,7 @@ impl Task {
         &mut self,
         decide: impl FnOnce(&mut Rollout) -> Result<Handled, HandleError> + Send + 'static,
     ) -> Result<Handled, HandleError> {
-        let Some(mut rollout) = self.rollout.take() else { return Ok(Handled::default()) };
+        let Some(mut rollout) = self.rollout.take() else { return Err(self.broken()) };
         let decided = tokio::task::spawn_blocking(move || {
             let result = decide(&mut rollout);
             (rollout, result)
@@ -242,9 +291,16 @@ impl Task {
             }
             Err(error) => {
                 tracing::error!(mount = self.mount(), %error, "the rollout has ended by a bug: what serves goes on to serve");
-                Ok(Handled::default())
+                Err(self.broken())
             }
         }
+    }
+
+    fn broken(&self) -> HandleError {
+        HandleError::Refused(Refused {
+            reason: format!("who serves {} cannot be decided any more, by a bug of the program", self.mount()),
+            remedy: "restart the daemon; its mounts are served on meanwhile".into(),
+        })
     }
 
     fn show(&self) {
@@ -268,6 +324,12 @@ impl Task {
 
     async fn note(&mut self, what: Happened) {
         match what {
+            Happened::Begins { answer } => {
+                if let Some(rollout) = &self.rollout {
+                    // A keeper that has not waited goes by its configuration.
+                    let _ = answer.send(rollout.wanted());
+                }
+            }
             Happened::Began { stable, serving, how } => {
                 self.stable = Some(stable);
                 self.reload().await;
@@ -342,11 +404,45 @@ impl Task {
                         let decided = self.decide(move |rollout| rollout.handle(&failed, Moment::now())).await;
                         self.carry_out(decided, OPERATOR).await;
                     }
-                    return Err(error);
+                    // What was decided stays so, and is ordered again; a switch is over.
+                    let is_kept =
+                        !is_switch && self.rollout.as_ref().is_some_and(|rollout| rollout.wanted() == serving);
+                    if !is_kept {
+                        return Err(error);
+                    }
+                    outcome.notes.push(format!("not done yet, and tried again: {error}"));
                 }
             }
         }
+        if let Some(why) = self.rollout.as_ref().and_then(Rollout::not_kept) {
+            tracing::error!(mount = self.mount(), "a restart would forget what was decided: {why}");
+            outcome.notes.push(format!("a restart would forget it: {why}"));
+        }
         Ok(outcome)
+    }
+
+    /// What is wanted and is not so is ordered again: an order may have come too late, or have met a server that was dying.
+    /// Where something else serves because what is wanted does not work, only a rollback insists.
+    async fn insist(&mut self) {
+        let Some(rollout) = &self.rollout else { return };
+        let (wanted, insists) = (rollout.wanted(), rollout.state().pin().is_some());
+        let is_so = {
+            let facts = self.facts.borrow();
+            let ledger = facts.server.as_ref().map(|(_, ledger)| ledger).filter(|_| facts.phase == Phase::Serving);
+            ledger.is_none_or(|ledger| serves(ledger, wanted))
+        };
+        if is_so || rollout.state().fallback().is_some() && !insists {
+            self.patience = Patience::default();
+            return;
+        }
+        if !self.patience.is_over() {
+            return;
+        }
+        let cause = if insists { Cause::Rollback } else { Cause::Rollout };
+        match self.order(wanted, (cause, "it is to be so".into())).await {
+            Ok(_) => tracing::warn!(mount = self.mount(), ?wanted, "what is wanted was not so, and is now"),
+            Err(error) => tracing::error!(mount = self.mount(), ?wanted, %error, "what is wanted is not so"),
+        }
     }
 
     fn is_served(&self) -> bool {

@@ -130,6 +130,12 @@ impl Rollout {
         Ok(handled)
     }
 
+    /// Why the last state is not on disk, if so.
+    #[must_use]
+    pub fn not_kept(&self) -> Option<&str> {
+        self.not_kept.as_deref()
+    }
+
     /// Where it has got to.
     #[must_use]
     pub fn state(&self) -> &State {

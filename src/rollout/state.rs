@@ -434,7 +434,7 @@ impl State {
     /// # Errors
     /// Why a request is not heeded; the state is as before.
     pub fn apply(&self, event: &Event, terms: &Terms, now: Moment) -> Result<Transition, Refused> {
-        let mut change = Change { state: self.clone(), terms, now, notes: Vec::new(), order: false };
+        let mut change = Change { state: self.clone(), terms, now, notes: Vec::new(), order: false, fell_back: false };
         change.state.count(now);
         match event {
             Event::Asked(request) => change.asked(request)?,
@@ -479,11 +479,13 @@ struct Change<'a> {
     notes: Vec<Note>,
     /// Whether the server is told what is wanted, though that may not have changed.
     order: bool,
+    /// Whether this very event is that another backend serves than should.
+    fell_back: bool,
 }
 
 impl Change<'_> {
     fn finish(self, before: &State, event: &Event) -> Transition {
-        let Self { mut state, terms, notes, order, .. } = self;
+        let Self { mut state, terms, notes, order, fell_back, .. } = self;
         let essence = |state: &State| match &state.phase {
             Phase::Idle { .. } => Phase::Idle { by_hand: None },
             Phase::Running(progress) => Phase::Running(Progress { elapsed: Duration::ZERO, ..progress.clone() }),
@@ -504,6 +506,10 @@ impl Change<'_> {
         }
         let wanted = state.wanted(terms);
         let serve = (order || wanted != before.wanted(terms)).then_some(wanted);
+        // What is ordered will be so; if it cannot be, that is an event of its own.
+        if serve.is_some() && !fell_back {
+            state.fallback = None;
+        }
         Transition { state, keep, serve, notes }
     }
 
@@ -810,6 +816,7 @@ impl Change<'_> {
             Serving::Both { .. } => false,
         };
         self.state.fallback = (!is_wanted).then(|| why.to_owned());
+        self.fell_back = true;
         if !is_wanted {
             self.notes.push(Note::Fallback { serving, reason: why.into() });
         }

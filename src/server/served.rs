@@ -272,6 +272,9 @@ impl Served {
         let (Some(old), Some(new)) = (self.port(from), self.port(to)) else {
             return Err(failed("one of the two has no session".into()));
         };
+        if !new.has_free_reader() {
+            return self.end_slices_of_busy(&*new, to, reason);
+        }
         self.slices = None;
         let began = Instant::now();
         let handed_over = if turn == to {
@@ -308,6 +311,26 @@ impl Served {
         })
     }
 
+    /// The same when all readers of the one that is to serve are in handlers: while the other serves alone, it answers them or
+    /// they get EIO at the deadline; then it is switched to, as a fresh session if it must.
+    fn end_slices_of_busy(&mut self, new: &dyn Port, to: Backend, reason: &str) -> Result<Switched, SwitchError> {
+        let from = to.other();
+        let failed = |error: PortError| SwitchError { to, serving: from, reason: error.to_string() };
+        let Some(old) = self.port(from) else { return Err(failed(PortError::Ended(from))) };
+        if old.state() != State::Attached {
+            old.attach().map_err(failed)?;
+        }
+        self.slices = None;
+        self.active = from;
+        new.detach(self.deadlines.switch).map_err(failed)?;
+        self.publish();
+        let drained = new.drain(self.deadlines.drain).map_err(failed)?;
+        let mut switched = self.try_switch(to, reason)?;
+        switched.in_flight += drained.in_flight;
+        switched.answered_for_hung += drained.answered_for_hung;
+        Ok(switched)
+    }
+
     /// Gives `candidate` so many percent of the operations, and the other backend the rest: 0 and 100 are switches, between
     /// them both take turns.
     ///
@@ -338,14 +361,20 @@ impl Served {
                 let (to, serving) = (self.active.other(), self.active);
                 self.living_session(to).map_err(|error| SwitchError { to, serving, reason: error.to_string() })?;
             }
-            self.slices = Some(Slices::new(candidate, percent, self.active, self.operations(), Instant::now()));
+            self.slices = Some(Slices::new(candidate, percent, self.active, self.begun().0, Instant::now()));
         }
         self.publish();
         Ok(None)
     }
 
-    fn operations(&self) -> [u64; Backend::ALL.len()] {
-        Backend::ALL.map(|backend| self.context.ledger.operations(backend))
+    /// Requests that each backend has begun, and whether some of them are not done.
+    fn begun(&self) -> ([u64; Backend::ALL.len()], bool) {
+        let mut begun = Backend::ALL.map(|backend| self.context.ledger.operations(backend));
+        let in_flight = self.context.ledger.in_flight();
+        for request in in_flight.iter().filter(|request| !request.abandoned) {
+            begun[request.backend.index()] += 1;
+        }
+        (begun, !in_flight.is_empty())
     }
 
     fn port(&self, backend: Backend) -> Option<Arc<dyn Port>> {
@@ -363,6 +392,12 @@ impl Served {
     pub fn take_turn(&mut self) {
         let Some(turn) = self.slices.as_ref().map(Slices::turn) else { return };
         let (Some(old), Some(new)) = (self.port(turn), self.port(turn.other())) else { return };
+        let (begun, is_busy) = self.begun();
+        if let Some(slices) = &mut self.slices
+            && slices.goes_on(begun, is_busy, self.context.connection.has_queued(), Instant::now())
+        {
+            return;
+        }
         // Whoever would read nothing has no turn: one that did not give its last turn away because its runtime hangs in a
         // handler (it still reads beside the other then, as far as it can), or whose threads all do.
         let is_stuck = new.state() == State::Attached && new.detach(TURN).is_err();
@@ -385,9 +420,9 @@ impl Served {
             return;
         }
         self.active = turn.other();
-        let served = self.operations();
+        let (begun, is_busy) = self.begun();
         if let Some(slices) = &mut self.slices {
-            slices.turned(served, Instant::now());
+            slices.turned(begun, is_busy, Instant::now());
         }
     }
 
@@ -493,7 +528,13 @@ impl Served {
             self.recover_from_ended(from);
         }
         let old = self.port(from);
-        match self.port(to).map(|port| port.attach()) {
+        // One whose readers are all in handlers would read nothing: they get EIO at the deadline, and a fresh session serves.
+        if let Some(other) = self.port(to).filter(|other| !other.has_free_reader())
+            && let Err(error) = other.drain(self.deadlines.drain)
+        {
+            tracing::warn!(%to, %error, "what it holds is not known");
+        }
+        match self.port(to).filter(|port| port.state() != State::Hung).map(|port| port.attach()) {
             Some(Ok(_since)) => self.active = to,
             _ => {
                 self.active = from;
