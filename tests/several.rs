@@ -4,7 +4,8 @@
 mod support;
 
 use std::fs::{self, File};
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::mount::MntFlags;
@@ -532,6 +533,99 @@ fn unmounted_lazily_by_somebody_else_it_stays_so_until_a_restart() {
         let daemon = spawn(&service.sandbox);
         service.daemon = daemon;
         service.wait_until("mounts again", |status| health_of(status, "one") == "healthy");
+        service.stop();
+    });
+}
+
+/// A daemon of the same sandbox with a file and a socket of its own.
+fn start_another(sandbox: &Sandbox, socket: &Path, name: &str, file: &str) -> (Another, PathBuf) {
+    let config = sandbox.path().join(format!("{name}.toml"));
+    fs::write(&config, format!("[api]\nlisten = \"\"\nshadow_listen = \"\"\nmetrics_listen = \"\"\n{file}")).unwrap();
+    let path = sandbox.path().join(format!("{name}.log"));
+    let log = File::create(&path).unwrap();
+    let mut command = sandbox.program();
+    command.arg("serve").arg("--config").arg(config).arg("--socket").arg(socket);
+    let child = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().expect("a daemon");
+    (Another(child), path)
+}
+
+struct Another(Child);
+
+impl Another {
+    fn end(&mut self, signal: Signal) -> ExitStatus {
+        kill(Pid::from_raw(self.0.id().cast_signed()), signal).unwrap();
+        wait_for("the other daemon to end", COMMAND_LIMIT * 2, || self.0.try_wait().expect("a daemon"))
+    }
+}
+
+impl Drop for Another {
+    fn drop(&mut self) {
+        // A second time is no harm.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn wait_for_words(log: &Path, words: &str) {
+    wait_for(words, COMMAND_LIMIT, || fs::read_to_string(log).unwrap().contains(words).then_some(()));
+}
+
+#[test]
+fn daemons_whose_sockets_have_names_alike_leave_each_other_alone() {
+    unless_skipped(ROOT_DIRECT.possible(), || {
+        let sandbox = Sandbox::new(ROOT_DIRECT.user, Duration::from_secs(60));
+        let run = |socket: &str, name: &str| {
+            let file = mount(&sandbox, name, "");
+            let started = start_another(&sandbox, &sandbox.path().join("run").join(socket), name, &file);
+            wait_for_words(&started.1, "serving ");
+            started.0
+        };
+        let mut prod = run("fs.prod", "one");
+        let mut test = run("fs.test", "two");
+        let mut bare = run("fs", "three");
+        assert_eq!(sandbox.mounts().len(), 3, "nobody's was unmounted");
+        for daemon in [&mut test, &mut bare, &mut prod] {
+            assert!(daemon.end(Signal::SIGTERM).success());
+        }
+        sandbox.assert_nothing_left();
+    });
+}
+
+/// Somebody removes the control socket, and a second daemon takes its place.
+#[test]
+fn servers_that_obey_a_living_daemon_are_left_alone() {
+    unless_skipped(ROOT_DIRECT.possible(), || {
+        let service = Service::start(ROOT_DIRECT, |_| String::new());
+        let (one, two) = (service.server("one"), service.server("two"));
+        let sandbox = &service.sandbox;
+        fs::remove_file(sandbox.socket()).unwrap();
+        let file = mount(sandbox, "one", "") + &mount(sandbox, "three", "");
+        let (mut second, log) = start_another(sandbox, &sandbox.socket(), "second", &file);
+        wait_for_words(&log, "serving 1 of 2 mounts");
+        wait_for_words(&log, "another daemon gives its server orders: left alone");
+        wait_for_words(&log, "obeys another daemon");
+        assert!(second.end(Signal::SIGTERM).success());
+        for server in [one, two] {
+            kill(Pid::from_raw(server.try_into().unwrap()), None).expect("the server serves on");
+        }
+        for name in GOOD {
+            service.write(name).unwrap();
+        }
+        service.stop();
+    });
+}
+
+/// As whoever clears /tmp does.
+#[test]
+fn the_folder_of_the_servers_may_be_removed() {
+    unless_skipped(ROOT_DIRECT.possible(), || {
+        let service = Service::start(ROOT_DIRECT, |_| String::new());
+        let one = service.server("one");
+        fs::remove_dir_all(service.sandbox.path().join("run/servers")).unwrap();
+        kill(Pid::from_raw(one.try_into().unwrap()), Signal::SIGKILL).unwrap();
+        service.wait_until("replaces the server", |status| {
+            health_of(status, "one") == "healthy" && mount_of(status, "one")["server_pid"].as_i64() != Some(one)
+        });
         service.stop();
     });
 }

@@ -70,13 +70,17 @@ fn place(uid: u32, runtime: Option<PathBuf>) -> PathBuf {
     folder.join(NAME)
 }
 
-/// Where the servers of the daemon that listens at `socket` wait for the next daemon: `servers` beside `control.sock`.
+/// Where the servers of the daemon that listens at `socket` wait for the next daemon: `servers` beside `control.sock`,
+/// `NAME.servers` beside another `NAME`. No two sockets have the same.
 #[must_use]
 pub fn servers(socket: &Path) -> PathBuf {
-    if socket.file_name().is_some_and(|name| name == NAME) {
+    let name = socket.file_name().unwrap_or_default();
+    if name == NAME {
         return socket.with_file_name("servers");
     }
-    socket.with_extension("servers")
+    let mut folder = name.to_owned();
+    folder.push(".servers");
+    socket.with_file_name(folder)
 }
 
 /// Where the server of a mount waits for the next daemon.
@@ -371,6 +375,16 @@ mod tests {
     #[case("/", "-")]
     fn mount_points_are_escaped_as_systemd_does(#[case] mountpoint: &str, #[case] expected: &str) {
         assert_eq!(escaped(Path::new(mountpoint)), expected);
+    }
+
+    #[rstest]
+    #[case("/r/control.sock", "/r/servers")]
+    #[case("/r/fs.prod", "/r/fs.prod.servers")]
+    #[case("/r/fs.test", "/r/fs.test.servers")]
+    #[case("/r/fs", "/r/fs.servers")]
+    #[case("/r/fs.sock", "/r/fs.sock.servers")]
+    fn each_socket_has_a_folder_of_servers(#[case] socket: &str, #[case] expected: &str) {
+        assert_eq!(servers(Path::new(socket)), Path::new(expected));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use super::{Global, ask, exit, fail, printable, say};
 use crate::api::{Client, ClientError, socket};
-use crate::daemon::leftover;
+use crate::daemon::leftover::{self, Ended};
 
 const EXAMPLES: &str = "Examples:
   lighthouse-fs end-servers
@@ -59,10 +59,17 @@ pub fn run(args: &Args, global: &Global) -> ExitCode {
 fn end(socket: &std::path::Path) -> ExitCode {
     let mut code = ExitCode::SUCCESS;
     for (mount, result) in leftover::end(&socket::servers(socket), |_| true) {
-        code = match result {
-            Ok(()) => say(format_args!("{}: unmounted", printable(mount))),
+        let of_this = match result {
+            Ok(Ended::ObeysAnother) => fail(
+                exit::FAILED,
+                format_args!("{}: not left: another daemon gives its server orders; stop that one", printable(mount)),
+            ),
+            Ok(_) => say(format_args!("{}: unmounted", printable(mount))),
             Err(error) => fail(exit::FAILED, format_args!("{}: {error}", printable(mount))),
         };
+        if of_this != ExitCode::SUCCESS {
+            code = of_this;
+        }
     }
     // Nobody is left who could need them. Neither has to be there.
     let _ = std::fs::remove_file(socket::stopping(socket));

@@ -13,9 +13,11 @@ use tokio::time::timeout;
 
 use super::mount::{Beginning, End, Facts, Phase, Request, Task};
 use super::pilot::{Happened, begin_with};
+use super::process::Ended;
 use super::recorder::Recorder;
 use super::{Refusal, preflight, process};
 use crate::api::events::Events;
+use crate::api::socket;
 use crate::config::{Backend, Deadlines, Mount};
 use crate::server::orders::Hello;
 
@@ -161,7 +163,11 @@ impl Keeper {
     async fn end_unadopted(&self) -> End {
         let Some(meeting) = self.plan.meeting.clone() else { return End::Stopped };
         match tokio::task::spawn_blocking(move || process::end(&meeting)).await {
-            Ok(Ok(_)) => End::Stopped,
+            Ok(Ok(Ended::ObeysAnother)) => {
+                tracing::info!(mount = self.name(), "its server obeys another daemon: left alone");
+                End::Stopped
+            }
+            Ok(Ok(Ended::Nobody | Ended::Gone)) => End::Stopped,
             Ok(Err(error)) => End::Forced(error.to_string()),
             Err(error) => End::Forced(error.to_string()),
         }
@@ -233,6 +239,10 @@ impl Keeper {
             facts.mount = Arc::new(mount);
             facts.started_as = wanted;
         });
+        // Whoever clears /tmp may have taken it away since the last one.
+        if let Some(folder) = self.plan.meeting.as_deref().and_then(Path::parent) {
+            socket::make_private(folder).map_err(|error| End::Failed(error.to_string()))?;
+        }
         let counted = self.facts.borrow().counted.clone();
         let server = process::start(&self.name(), device, counted, &self.plan.server_arguments.read())
             .map_err(|error| End::Failed(error.to_string()))?;

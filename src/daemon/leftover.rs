@@ -4,11 +4,12 @@ use std::io;
 use std::path::Path;
 
 use super::process;
+pub use super::process::Ended;
 use crate::server::meeting;
 
 /// Ends those whose sockets are in `folder` and of whose mounts `is_to_end` says so; they unmount. What came of each. A
-/// server that has a daemon is not spared: call this when there is none. Blocks until all have ended.
-pub fn end(folder: &Path, is_to_end: impl Fn(&str) -> bool) -> Vec<(String, io::Result<()>)> {
+/// server that has a daemon is spared. Blocks until all have ended.
+pub fn end(folder: &Path, is_to_end: impl Fn(&str) -> bool) -> Vec<(String, io::Result<Ended>)> {
     let names = match meeting::names(folder) {
         Ok(names) => names,
         Err(error) => return vec![(folder.display().to_string(), Err(error))],
@@ -23,13 +24,9 @@ pub fn end(folder: &Path, is_to_end: impl Fn(&str) -> bool) -> Vec<(String, io::
                 (name, scope.spawn(move || process::end(&path)))
             })
             .collect();
-        let join = |(name, end): (String, std::thread::ScopedJoinHandle<'_, io::Result<bool>>)| {
+        let join = |(name, end): (String, std::thread::ScopedJoinHandle<'_, io::Result<Ended>>)| {
             let result = end.join().unwrap_or_else(|_| Err(io::Error::other("the attempt panicked")));
-            match result {
-                Ok(false) => None,
-                Ok(true) => Some((name, Ok(()))),
-                Err(error) => Some((name, Err(error))),
-            }
+            (!matches!(result, Ok(Ended::Nobody))).then_some((name, result))
         };
         ends.into_iter().filter_map(join).collect()
     })

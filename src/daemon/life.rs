@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::keeper::{Keeper, Plan};
+use super::leftover::Ended;
 use super::listeners::Listeners;
 use super::lost::watch_for_lost;
 use super::mount::{End, Facts, Phase, Request};
@@ -272,7 +273,13 @@ impl Life {
         tokio::task::spawn_blocking(move || {
             for (name, result) in leftover::end(&folder, |name| !wanted.iter().any(|wanted| wanted == name)) {
                 match result {
-                    Ok(()) => {
+                    Ok(Ended::ObeysAnother) => {
+                        tracing::warn!(
+                            mount = name,
+                            "it is not configured here, but another daemon gives its server orders: left alone"
+                        );
+                    }
+                    Ok(_) => {
                         tracing::warn!(mount = name, "it is no longer configured, but was still served: unmounted");
                     }
                     Err(error) => {

@@ -27,8 +27,9 @@ use crate::server::{self, meeting};
 const STOP: Duration = Duration::from_secs(30);
 /// What a server that has said it may need beyond what it keeps itself.
 const MARGIN: Duration = Duration::from_secs(5);
-/// For a server to greet whoever has come.
-const GREETING: Duration = Duration::from_secs(5);
+/// For a server to greet whoever has come. Longer than most switches, during which it greets nobody: one that says nothing
+/// is taken for stuck, and ended.
+const GREETING: Duration = Duration::from_secs(15);
 /// For a killed process to be gone.
 const DEATH: Duration = Duration::from_secs(3);
 const LINE: RawFd = 3;
@@ -89,6 +90,11 @@ pub enum AdoptError {
         "the server that an earlier daemon has left does not answer ({0}): end it with `lighthouse-fs end-servers`, which unmounts"
     )]
     Silent(String),
+    /// It has a daemon that lives.
+    #[error(
+        "the server of this mount obeys another daemon: stop that daemon, or give one of the two another `socket` and another `mountpoint`"
+    )]
+    Obeys,
     /// It is of another build.
     #[error(
         "process {pid} serves this mount and speaks version {found} of the messages, not {VERSION}: go on with the program that has started it, or end it with `lighthouse-fs end-servers`, which unmounts"
@@ -123,7 +129,7 @@ pub fn adopt(meeting: &Path, limit: Duration) -> Result<Option<(Server, Box<Hell
             let ledger = Ledger::open(shared).map_err(|error| silent(&error))?;
             Ok(Some((Server { line, ledger, process: Process::Adopted(pid) }, hello)))
         }
-        (Report::Failed { message }, _) => Err(AdoptError::Silent(message)),
+        (Report::Failed { .. }, _) => Err(AdoptError::Obeys),
         (other, _) => Err(AdoptError::Silent(format!("it says {other:?}"))),
     }
 }
@@ -156,47 +162,68 @@ pub fn end_adopted(server: &Server, deadlines: &Deadlines) -> io::Result<()> {
     if in_order { Ok(()) } else { dead_mount::clear_all() }
 }
 
-/// Tells the server that listens at `meeting`, if one does, to unmount, and waits until it has ended; kills it if it does
-/// not, after the deadline that it says it has. Blocks. Whether there was one.
+/// What became of a server that was to end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ended {
+    /// There was none.
+    Nobody,
+    /// It is gone, and its mount with it.
+    Gone,
+    /// A daemon that lives gives it orders: it was left alone.
+    ObeysAnother,
+}
+
+/// Tells the server that listens at `meeting`, if one does and obeys no other daemon, to unmount, and waits until it has
+/// ended; kills it if it does not, after the deadline that it says it has. Blocks.
 ///
 /// # Errors
 /// When even that does not end it.
-pub fn end(meeting: &Path) -> io::Result<bool> {
-    let server = meeting::visit(meeting)?;
-    let was_there = server.is_some();
-    let in_order = match server {
-        // A signal, since whatever version it is, it knows that.
-        Some((line, pid)) => end_process(pid, stop_limit(&line))?,
-        None => false,
+pub fn end(meeting: &Path) -> io::Result<Ended> {
+    let Some((line, pid)) = meeting::visit(meeting)? else {
+        remove_socket(meeting)?;
+        return Ok(Ended::Nobody);
     };
-    if !in_order {
-        // What it has left behind.
-        match std::fs::remove_file(meeting) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-    }
-    if was_there && !in_order {
+    let Some(limit) = stop_limit(&line) else { return Ok(Ended::ObeysAnother) };
+    // A signal, since whatever version it is, it knows that.
+    if !end_process(pid, limit)? {
+        remove_socket(meeting)?;
         dead_mount::clear_all()?;
     }
-    Ok(was_there)
+    Ok(Ended::Gone)
 }
 
-/// How long a server may take to unmount, by what it says to a visitor, whatever its version.
-fn stop_limit(line: &Line) -> Duration {
+/// What a server that was killed has left behind.
+fn remove_socket(meeting: &Path) -> io::Result<()> {
+    match std::fs::remove_file(meeting) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// How long a server may take to unmount, by what it says to a visitor, whatever its version; `None`: it sends visitors away
+/// because it has a daemon.
+fn stop_limit(line: &Line) -> Option<Duration> {
     #[derive(Deserialize)]
-    struct Hello {
-        mount: Mount,
+    #[serde(untagged)]
+    enum Said {
+        Hello { mount: Mount },
+        Failed { report: Failed },
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    enum Failed {
+        Failed,
     }
     #[derive(Deserialize)]
     struct Mount {
         deadlines: Deadlines,
     }
-    match line.receive::<Hello>(GREETING) {
-        Ok(hello) => server::stop_limit(&hello.mount.deadlines) + MARGIN,
+    match line.receive::<Said>(GREETING) {
+        Ok(Said::Hello { mount }) => Some(server::stop_limit(&mount.deadlines) + MARGIN),
+        Ok(Said::Failed { report: Failed::Failed }) => None,
         Err(error) => {
             tracing::debug!(%error, limit = ?STOP, "the server does not say how long it may take to unmount");
-            STOP
+            Some(STOP)
         }
     }
 }
@@ -328,8 +355,10 @@ mod tests {
         let mount = serde_json::to_string(&crate::config::Mount::new("a", "/srv", "/mnt")).unwrap();
         let mount = mount.replace(r#""unmount":{"secs":10,"#, r#""unmount":{"secs":600,"#);
         assert!(
-            limit(&format!(r#"{{"report":"hello","version":99,"new":[],"mount":{mount}}}"#)) > Duration::from_secs(600)
+            limit(&format!(r#"{{"report":"hello","version":99,"new":[],"mount":{mount}}}"#))
+                > Some(Duration::from_secs(600))
         );
-        assert_eq!(limit(r#"{"report":"failed","message":"another daemon gives orders"}"#), STOP);
+        assert_eq!(limit(r#"{"report":"new","message":"of another version"}"#), Some(STOP));
+        assert_eq!(limit(r#"{"report":"failed","message":"another daemon gives orders"}"#), None, "not to be ended");
     }
 }
