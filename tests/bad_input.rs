@@ -226,6 +226,37 @@ fn what_the_daemon_needs_lies_outside(
     assert_nothing_left(&sandbox);
 }
 
+#[rstest]
+#[case::state_directory("STATE_DIRECTORY", "the state directory ")]
+#[case::token_file("LIGHTHOUSE_API_TOKEN_FILE", "the token file ")]
+fn links_into_the_mount_point_are_seen(#[case] variable: &str, #[case] why: &str) {
+    let sandbox = Sandbox::new(User::Ordinary, LIMIT);
+    let link = sandbox.path().join("link");
+    symlink(sandbox.mountpoint().join("inside"), &link).unwrap();
+    let mut command = serve(&sandbox);
+    command.env(variable, link);
+    assert_refused(command, 78, why);
+    assert_nothing_left(&sandbox);
+}
+
+#[test]
+fn a_configuration_in_its_own_mount_is_refused() {
+    let sandbox = Sandbox::new(User::Ordinary, LIMIT);
+    let table = support::service::mount(&sandbox, "one", "");
+    support::service::write_config(&sandbox, table).unwrap();
+    let inside = sandbox.path().join("run/one/config.toml");
+    let config = support::service::config(&sandbox);
+    fs::rename(&config, &inside).unwrap();
+    symlink(&inside, &config).unwrap();
+    let mut command = sandbox.program();
+    command.arg("serve").arg("--config").arg(config).arg("--socket").arg(sandbox.socket());
+    let output = run(command);
+    assert_eq!(output.status.code(), Some(78), "{output:?}");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(errors.contains("the configuration file ") && errors.contains("lies in the mount point"), "{errors}");
+    assert_nothing_left(&sandbox);
+}
+
 /// Starts a daemon, and waits until it serves.
 fn start(sandbox: &Sandbox, mut command: Command) -> Child {
     let file = File::create(sandbox.log()).unwrap();

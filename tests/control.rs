@@ -144,7 +144,7 @@ impl Daemon {
             let plan = Plan {
                 happened,
                 meeting: None,
-                socket: "control.sock".into(),
+                own: Arc::default(),
                 server_arguments: Arc::default(),
                 alone: false,
                 events: Events::default(),

@@ -629,3 +629,38 @@ fn the_folder_of_the_servers_may_be_removed() {
         service.stop();
     });
 }
+
+#[test]
+fn a_configuration_that_hangs_stops_nobody() {
+    unless_skipped(ROOT_DIRECT.possible(), || {
+        let service = Service::start(ROOT_DIRECT, |_| String::new());
+        let sandbox = &service.sandbox;
+        let path = config(sandbox);
+        let text = fs::read_to_string(&path).unwrap();
+        let inside = service.place("one").join("config.toml");
+        fs::write(&inside, &text).unwrap();
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(&inside, &path).unwrap();
+        let said = |words: &str| wait_for_words(&sandbox.log(), words);
+        service.send(Signal::SIGHUP);
+        said("lies in the mount point");
+        // And now it does not answer.
+        let server = Pid::from_raw(service.server("one").try_into().unwrap());
+        kill(server, Signal::SIGSTOP).unwrap();
+        service.send(Signal::SIGHUP);
+        let asked = Instant::now();
+        service.status().expect("a status");
+        assert!(asked.elapsed() < Duration::from_secs(4), "the reload gives up after five: {:?}", asked.elapsed());
+        said("was not read within 5s");
+        service.send(Signal::SIGHUP);
+        said("is still being read for an earlier reload");
+        kill(server, Signal::SIGCONT).unwrap();
+        fs::remove_file(&path).unwrap();
+        service.reload(&text);
+        wait_for("a reload", COMMAND_LIMIT, || {
+            service.send(Signal::SIGHUP);
+            service.log().contains("the configuration was read again").then_some(())
+        });
+        service.stop();
+    });
+}

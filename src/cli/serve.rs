@@ -1,6 +1,7 @@
 //! `serve`: the daemon in the foreground.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -44,6 +45,12 @@ pub fn run(args: &Args, global: &Global) -> ExitCode {
     let sources = args.sources.sources(global);
     // A mount that flags or the environment name is all that the daemon is for.
     let alone = sources.file.is_none();
+    let configuration = match sources.file.as_ref().map(std::path::absolute).transpose() {
+        Ok(configuration) => configuration,
+        Err(error) => {
+            return fail(exit::FAILED, format_args!("where the configuration file is cannot be seen: {error}"));
+        }
+    };
     let probe_deadline = args.probe_deadline;
     let load = move || {
         let mut loaded = config::load(&sources)?;
@@ -66,20 +73,17 @@ pub fn run(args: &Args, global: &Global) -> ExitCode {
             "--mounted-at says where a descriptor is mounted: give --mountpoint /dev/fd/N with it",
         );
     }
-    let reload: daemon::Reload = Box::new(move || {
-        let Loaded { settings, warnings, .. } = load().map_err(|errors: Errors| errors.to_string())?;
-        set_level(&settings.daemon.log_level);
-        for warning in warnings {
-            tracing::warn!("{warning}");
-        }
-        Ok(settings)
+    let reload = configuration.map(|configuration| daemon::Reload {
+        configuration,
+        load: Arc::new(move || load().map_err(|errors: Errors| errors.to_string())),
+        set_level,
     });
     let options = daemon::Options {
         server_arguments: |daemon| log::arguments(&daemon.log_level, daemon.log_format),
         settings,
         alone,
         mounts_end_too: args.with_parent,
-        reload: (!alone).then_some(reload),
+        reload,
     };
     match daemon::run(options) {
         Ok(()) => ExitCode::SUCCESS,

@@ -15,7 +15,7 @@ use super::mount::{Beginning, End, Facts, Phase, Request, Task};
 use super::pilot::{Happened, begin_with};
 use super::process::Ended;
 use super::recorder::Recorder;
-use super::{Refusal, preflight, process};
+use super::{Own, Refusal, preflight, process};
 use crate::api::events::Events;
 use crate::api::socket;
 use crate::config::{Backend, Deadlines, Mount};
@@ -36,8 +36,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 pub struct Plan {
     /// Where the mount's server waits for the next daemon; without it the mount ends with its daemon.
     pub meeting: Option<PathBuf>,
-    /// Where the daemon listens.
-    pub socket: PathBuf,
+    /// What the daemon needs, which must not lie in the mount.
+    pub own: Arc<[Own]>,
     /// Where what happens to the mount is made known.
     pub events: Events,
     /// Where its pilot hears what happens to the mount.
@@ -310,8 +310,8 @@ impl Keeper {
     /// Looks at source and mount point, on a thread of its own because the source may hang.
     async fn check(&mut self, mount: &Arc<Mount>) -> Result<PathBuf, End> {
         let mut check = self.checking.take().unwrap_or_else(|| {
-            let (mount, socket) = (mount.clone(), self.plan.socket.clone());
-            tokio::task::spawn_blocking(move || preflight::check(&mount, &socket))
+            let (mount, own) = (mount.clone(), self.plan.own.clone());
+            tokio::task::spawn_blocking(move || preflight::check(&mount, &own))
         });
         let checked = {
             let mut checked = std::pin::pin!(timeout(CHECK, &mut check));
@@ -413,7 +413,7 @@ mod tests {
         let plan = Plan {
             happened: mpsc::unbounded_channel().0,
             meeting: None,
-            socket: "/run/control.sock".into(),
+            own: Arc::default(),
             server_arguments: Arc::default(),
             alone: false,
             events: Events::default(),

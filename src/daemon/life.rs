@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -14,6 +14,7 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout;
 
 use super::keeper::{Keeper, Plan};
 use super::leftover::Ended;
@@ -27,14 +28,24 @@ use super::{Own, Refusal, leftover, mount, preflight, process};
 use crate::api::events::{Event, ReloadOutcome};
 use crate::api::socket::{self, Listening};
 use crate::api::{self, Control};
-use crate::config::{self, Effect, Mount, Settings};
+use crate::config::{self, Effect, Loaded, Mount, Settings};
 use crate::rollout::{MachineId, Store};
 
 /// For a look at the paths of all mounts.
 const CHECK: Duration = Duration::from_secs(5);
 
-/// Reads the configuration again. The message of an error says all that is wrong with it.
-pub type Reload = Box<dyn Fn() -> Result<Settings, String> + Send>;
+/// For the configuration to be read again.
+const READING: Duration = Duration::from_secs(5);
+
+/// How to take a new configuration.
+pub struct Reload {
+    /// The file.
+    pub configuration: PathBuf,
+    /// Reads it again. The message of an error says all that is wrong with it. May hang with the file's file system.
+    pub load: Arc<dyn Fn() -> Result<Loaded, String> + Send + Sync>,
+    /// Changes what is logged from now on.
+    pub set_level: Box<dyn Fn(&str) + Send + Sync>,
+}
 
 /// What a daemon is to do.
 pub struct Options {
@@ -44,10 +55,26 @@ pub struct Options {
     pub alone: bool,
     /// Whether the mounts end with it, however it ends. Else their servers wait for the next daemon when it is killed.
     pub mounts_end_too: bool,
-    /// Reads the configuration again; without it SIGHUP is a hang-up, and stops.
+    /// Takes a new configuration; without it SIGHUP is a hang-up, and stops.
     pub reload: Option<Reload>,
     /// Options of the program that its servers get too: those of the log.
     pub server_arguments: fn(&config::Daemon) -> Vec<String>,
+}
+
+impl Options {
+    /// What the daemon needs while it serves.
+    fn own(&self) -> Vec<Own> {
+        own(&self.settings, self.reload.as_ref())
+    }
+}
+
+fn own(settings: &Settings, reload: Option<&Reload>) -> Vec<Own> {
+    let mut own = Own::of_this_process();
+    own.push(Own::socket(&settings.daemon.socket));
+    own.push(Own::state(&settings.daemon.state_dir));
+    own.extend(settings.api.token_file.as_ref().map(Own::token));
+    own.extend(reload.map(|reload| Own::configuration(&reload.configuration)));
+    own
 }
 
 /// Why a daemon ended other than by being told to.
@@ -87,10 +114,10 @@ pub fn run(options: Options) -> Result<(), Failure> {
         _ => None,
     };
     if let ([mount], true) = (&options.settings.mounts[..], options.alone) {
-        check_alone(mount, device.is_some(), &options.settings.daemon.socket)?;
+        check_alone(mount, device.is_some(), &options)?;
     }
     if !options.alone {
-        check_together(&options.settings)?;
+        check_together(&options.settings, options.own())?;
     }
     let daemon = &options.settings.daemon;
     let mut listening = socket::listen(&daemon.socket, daemon.socket_group.as_deref()).map_err(other)?;
@@ -110,23 +137,19 @@ pub fn run(options: Options) -> Result<(), Failure> {
 }
 
 /// What is wrong with the only mount is said before anything is made, unless a server of it is to be adopted.
-fn check_alone(mount: &Mount, is_given: bool, socket: &Path) -> Result<(), Failure> {
+fn check_alone(mount: &Mount, is_given: bool, options: &Options) -> Result<(), Failure> {
     if is_given {
         return Ok(preflight::check_source(&mount.source)?);
     }
-    if socket::server(socket, &mount.name).symlink_metadata().is_ok() {
+    if socket::server(&options.settings.daemon.socket, &mount.name).symlink_metadata().is_ok() {
         return Ok(());
     }
-    preflight::check(mount, socket)?;
+    preflight::check(mount, &options.own())?;
     Ok(())
 }
 
 /// What is wrong in itself with the mounts of a file once links are followed. Everything else is the keepers' to say.
-fn check_together(settings: &Settings) -> Result<(), Failure> {
-    let mut own = Own::of_this_process();
-    own.push(Own::socket(&settings.daemon.socket));
-    own.push(Own::state(&settings.daemon.state_dir));
-    own.extend(settings.api.token_file.as_ref().map(Own::token));
+fn check_together(settings: &Settings, own: Vec<Own>) -> Result<(), Failure> {
     let mounts = settings.mounts.clone();
     let (tell, told) = mpsc::channel();
     // A path may lead through a file system that hangs; then the keeper of that mount will say so.
@@ -190,6 +213,8 @@ struct Life {
     keepers: JoinSet<(String, End)>,
     /// Once they are started.
     listeners: Option<Listeners>,
+    /// A look at the configuration that has not come back.
+    reading: Option<JoinHandle<Result<Loaded, String>>>,
 }
 
 impl Life {
@@ -197,7 +222,15 @@ impl Life {
         let daemon = &options.settings.daemon;
         let server_arguments = Arc::new(RwLock::new((options.server_arguments)(daemon)));
         let mounts = Mounts::new(daemon.socket_group.is_some());
-        Self { options, server_arguments, is_ready: Arc::default(), mounts, keepers: JoinSet::new(), listeners: None }
+        Self {
+            options,
+            server_arguments,
+            is_ready: Arc::default(),
+            mounts,
+            keepers: JoinSet::new(),
+            listeners: None,
+            reading: None,
+        }
     }
 
     async fn live(&mut self, device: Option<std::os::fd::OwnedFd>, listening: &mut Listening) -> Result<(), Failure> {
@@ -242,7 +275,7 @@ impl Life {
         let plan = Plan {
             happened,
             meeting: is_left.then(|| socket::server(&socket, &mount.name)),
-            socket,
+            own: self.options.own().into(),
             events: self.mounts.events(),
             server_arguments: self.server_arguments.clone(),
             alone: self.options.alone,
@@ -404,18 +437,11 @@ impl Life {
 
     /// Takes a new configuration, as far as that goes without a restart. A bad one changes nothing.
     async fn reload(&mut self) {
-        let Some(reload) = &self.options.reload else { return };
         match NotifyState::monotonic_usec_now() {
             Ok(now) => tell_systemd(&[NotifyState::Reloading, now]),
             Err(error) => tracing::debug!(%error, "no clock"),
         }
-        let checked = match reload() {
-            Ok(settings) => {
-                let check = tokio::task::spawn_blocking(move || check_together(&settings).map(|()| settings)).await;
-                check.map_err(other).and_then(|checked| checked).map_err(|error| error.to_string())
-            }
-            Err(why) => Err(why),
-        };
+        let checked = self.read_again().await;
         self.mounts.note_reload(checked.is_ok());
         let refused = checked.as_ref().err().map(|why| {
             // The whole of it is in the log.
@@ -424,8 +450,14 @@ impl Life {
         });
         self.mounts.set_reason("configuration", refused);
         let (outcome, reason) = match checked {
-            Ok(settings) => {
-                self.take(settings);
+            Ok(loaded) => {
+                if let Some(reload) = &self.options.reload {
+                    (reload.set_level)(&loaded.settings.daemon.log_level);
+                }
+                for warning in loaded.warnings {
+                    tracing::warn!("{warning}");
+                }
+                self.take(loaded.settings);
                 (ReloadOutcome::Accepted, None)
             }
             Err(why) => {
@@ -438,6 +470,26 @@ impl Life {
         if self.is_ready.load(Relaxed) {
             tell_systemd(&[NotifyState::Ready]);
         }
+    }
+
+    /// Reads the configuration again, and checks it. On a thread of its own, because its file system may hang; and as long as
+    /// that does, not on another one.
+    async fn read_again(&mut self) -> Result<Loaded, String> {
+        let Some(reload) = &self.options.reload else { return Err("there is no file".into()) };
+        let hangs =
+            |what: &str| format!("{} {what}: see whether its file system hangs", reload.configuration.display());
+        if self.reading.as_ref().is_some_and(|reading| !reading.is_finished()) {
+            return Err(hangs("is still being read for an earlier reload"));
+        }
+        let load = reload.load.clone();
+        let reading = self.reading.insert(tokio::task::spawn_blocking(move || load()));
+        let read = timeout(READING, reading).await;
+        let loaded = read.map_err(|_| hangs(&format!("was not read within {READING:?}")))?;
+        self.reading = None;
+        let loaded = loaded.map_err(|error| error.to_string())??;
+        let own = own(&loaded.settings, Some(reload));
+        let check = tokio::task::spawn_blocking(move || check_together(&loaded.settings, own).map(|()| loaded)).await;
+        check.map_err(other).and_then(|checked| checked).map_err(|error| error.to_string())
     }
 
     /// What holds now: of a mount that is served, what its server was started with, but for what could change since. The last

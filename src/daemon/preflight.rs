@@ -91,16 +91,14 @@ pub fn check_all(mounts: &[Mount], own: &[Own]) -> Result<Vec<PathBuf>, Vec<(Str
     check_all_against(mounts, own, &table)
 }
 
-/// Checks a mount that is to be made now, and returns where mountinfo will show it. `socket` is where the daemon is to
-/// listen. Takes away what an earlier crash has left at the mount point; for that it may wait seconds.
+/// Checks a mount that is to be made now, and returns where mountinfo will show it. `own` is what the daemon needs. Takes
+/// away what an earlier crash has left at the mount point; for that it may wait seconds.
 ///
 /// # Errors
 /// When it cannot work; the message says why and what to do.
-pub fn check(mount: &Mount, socket: &Path) -> Result<PathBuf, Refusal> {
+pub fn check(mount: &Mount, own: &[Own]) -> Result<PathBuf, Refusal> {
     check_descriptors()?;
-    let mut own = Own::of_this_process();
-    own.push(Own::socket(socket));
-    let places = check_all(slice::from_ref(mount), &own);
+    let places = check_all(slice::from_ref(mount), own);
     let place = places.map_err(|mut refused| refused.swap_remove(0).1)?.swap_remove(0);
     let mounts = mounted()?;
     check_source_against(&mount.source, &mounts)?;
@@ -181,8 +179,9 @@ fn check_alone(Settled { source, place, .. }: &Settled<'_>) -> Result<(), String
 }
 
 fn check_outside(own: &Own, place: &Path, table: &[Mounted]) -> Result<(), String> {
-    let path = settled(&own.path, table);
-    if path.starts_with(place) {
+    // It may be a link, in the mount or into it.
+    let paths = [LastLink::Kept, LastLink::Followed].map(|last| walked(&own.path, last, table));
+    if let Some(path) = paths.iter().find(|path| path.starts_with(place)) {
         return Err(format!(
             "the {} {} lies in the mount point {}: the daemon must not depend on what it serves; {}",
             own.what,
@@ -425,6 +424,16 @@ mod tests {
     fn what_the_daemon_needs_lies_outside(#[case] own: Own, #[case] why: &str) {
         let wrong = wrong(&[("/srv", "/mnt")], &[Own::socket("/mnt2/control.sock"), own]);
         assert!(wrong[0].1.contains(why), "{wrong:?}");
+    }
+
+    #[test]
+    fn what_the_daemon_needs_may_be_a_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let real = folder.path().canonicalize().unwrap();
+        symlink(real.join("mnt/state"), real.join("state")).unwrap();
+        let mountpoint = real.join("mnt");
+        let wrong = wrong(&[("/srv", mountpoint.to_str().unwrap())], &[Own::state(real.join("state"))]);
+        assert!(wrong[0].1.contains("mnt/state lies in the mount point"), "{wrong:?}");
     }
 
     #[test]
