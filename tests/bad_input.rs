@@ -519,6 +519,41 @@ fn just_enough_descriptors() {
 }
 
 #[test]
+fn a_mount_is_unmounted_with_no_descriptors_left() {
+    unless_skipped(require_root(), || {
+        let sandbox = Sandbox::new(User::Root, LIMIT);
+        let names: Vec<_> = (0..200).map(|number| format!("file-{number}")).collect();
+        for name in &names {
+            fs::write(sandbox.source().join(name), "").unwrap();
+        }
+        let mut command = limited(&sandbox, 96);
+        command.args(["--helper", "direct"]);
+        let daemon = start(&sandbox, command);
+        // Each that the kernel knows is one that the server has open.
+        let is_refused = |name: &&String| {
+            let looked = fs::metadata(sandbox.mountpoint().join(name));
+            looked.is_err_and(|error| error.raw_os_error() == Some(libc::EMFILE))
+        };
+        assert!(names.iter().filter(is_refused).count() > 50);
+        stop(&sandbox, daemon);
+    });
+}
+
+/// Whoever reads the ready line, or systemd's STATUS, gets one line.
+#[test]
+fn a_mount_point_with_a_line_break() {
+    unless_skipped(require_root(), || {
+        let sandbox = Sandbox::new(User::Root, LIMIT);
+        let place = sandbox.path().join("run/a\nb");
+        fs::create_dir(&place).unwrap();
+        let daemon = start(&sandbox, serve_at(&sandbox, &sandbox.source(), &place));
+        let ready = log(&sandbox).lines().find(|line| line.starts_with("serving ")).unwrap().to_owned();
+        assert!(ready.contains("/run/a\u{fffd}b by "), "{ready}");
+        stop(&sandbox, daemon);
+    });
+}
+
+#[test]
 fn a_helper_that_is_missing() {
     let sandbox = Sandbox::new(User::Ordinary, LIMIT);
     let mut command = serve(&sandbox);

@@ -664,3 +664,38 @@ fn a_configuration_that_hangs_stops_nobody() {
         service.stop();
     });
 }
+
+#[test]
+fn systemd_is_told_what_is_served_now() {
+    unless_skipped(require_root(), || {
+        let sandbox = Sandbox::new(ROOT_DIRECT.user, Duration::from_secs(60));
+        let both = mount(&sandbox, "one", "") + &mount(&sandbox, "two", "");
+        write_config(&sandbox, both).unwrap();
+        let path = sandbox.path().join("notify");
+        let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+        socket.set_read_timeout(Some(COMMAND_LIMIT)).unwrap();
+        let hear = |what: &str| {
+            let mut message = [0; 4096];
+            loop {
+                let length = socket.recv(&mut message).unwrap_or_else(|error| panic!("no {what}: {error}"));
+                let message = String::from_utf8_lossy(&message[..length]);
+                if message.lines().any(|line| line.starts_with("STATUS=") && line.contains(what)) {
+                    return;
+                }
+            }
+        };
+        let log = File::create(sandbox.log()).unwrap();
+        let mut command = sandbox.program();
+        command.arg("serve").arg("--config").arg(config(&sandbox)).arg("--socket").arg(sandbox.socket());
+        command.env("NOTIFY_SOCKET", &path).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        let service = Service { daemon: command.spawn().expect("a daemon"), sandbox };
+        hear("serving 2 of 2 mounts");
+        nix::mount::umount(&service.place("one")).unwrap();
+        hear("serving 1 of 2 mounts");
+        service.reload(&mount(&service.sandbox, "two", ""));
+        hear("/source/two at ");
+        service.send(Signal::SIGTERM);
+        hear("unmounting");
+        service.stop();
+    });
+}

@@ -180,7 +180,7 @@ pub fn find_in(helper: Helper, folders: &[PathBuf]) -> Result<Found, NotFound> {
             "fusermount",
             "2.",
             ["fusermount", "fusermount3"],
-            "libfuse 2 (Debian's package `fuse` replaces fuse3: unpack it into a folder of its own, as scripts/setup.sh does, and put that in PATH)",
+            "libfuse 2 (Debian's package `fuse` replaces fuse3: to keep both, copy its `fusermount` into a folder that is in PATH, owned by root and set-uid)",
         ),
         Helper::Fusermount3 => ("fusermount3", "3.", ["fusermount3", "fusermount"], "fuse3"),
         Helper::Auto | Helper::Direct => return Err(NotFound::NotAProgram(helper)),

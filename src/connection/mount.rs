@@ -11,12 +11,14 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
 use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use parking_lot::Mutex;
 
 use crate::config::{Backend, Helper, Mount};
 
@@ -297,13 +299,33 @@ pub enum Unmounted {
 pub(super) struct Place {
     mountpoint: PathBuf,
     made: Option<Mounted>,
+    /// A descriptor to give up for a look at mountinfo when none is left. Taken while somebody looks.
+    spare: Arc<Mutex<Option<File>>>,
 }
 
 impl Place {
     /// Of what was mounted at `mountpoint` just now.
     pub(super) fn of(mountpoint: &Path) -> Self {
         let mounts = mountinfo::read().unwrap_or_default();
-        Self { mountpoint: mountpoint.to_owned(), made: mountinfo::at(&mounts, mountpoint).cloned() }
+        Self {
+            mountpoint: mountpoint.to_owned(),
+            made: mountinfo::at(&mounts, mountpoint).cloned(),
+            spare: Arc::new(Mutex::new(spare())),
+        }
+    }
+
+    /// What is mounted now, also when this process may open no more files.
+    fn table(&self) -> io::Result<Vec<Mounted>> {
+        match mountinfo::read() {
+            Err(error) if error.raw_os_error() == Some(libc::EMFILE) => {
+                let mut kept = self.spare.lock();
+                drop(kept.take());
+                let table = mountinfo::read();
+                *kept = spare();
+                table
+            }
+            read => read,
+        }
     }
 
     pub(super) fn id(&self) -> Option<u32> {
@@ -316,7 +338,7 @@ impl Place {
 
     /// Whether the mount is in the tree. Without /proc nobody knows, and the answer is yes.
     pub(super) fn is_mounted(&self, is_gone: impl Fn() -> bool) -> bool {
-        match (&self.made, mountinfo::read()) {
+        match (&self.made, self.table()) {
             (Some(made), Ok(mounts)) => now(made, &mounts, is_gone).is_some(),
             _ => true,
         }
@@ -325,7 +347,7 @@ impl Place {
     /// The path by which the mount, and no other, can be unmounted now; `None` when it is gone.
     fn to_unmount(&self, is_gone: impl Fn() -> bool) -> io::Result<Option<PathBuf>> {
         let Some(made) = &self.made else { return Ok(Some(self.mountpoint.clone())) };
-        let mounts = mountinfo::read()?;
+        let mounts = self.table()?;
         let Some(ours) = now(made, &mounts, is_gone) else { return Ok(None) };
         match mountinfo::at(&mounts, &ours.place) {
             Some(upper) if upper.id != ours.id => Err(io::Error::other(format!(
@@ -335,6 +357,10 @@ impl Place {
             _ => Ok(Some(ours.place.clone())),
         }
     }
+}
+
+fn spare() -> Option<File> {
+    File::open("/dev/null").ok()
 }
 
 /// What a mount has become, if it is still there.
@@ -369,18 +395,26 @@ pub(super) fn unmount(
             Err(_) if !place.is_mounted(&is_gone) => {}
             Err(error) if Instant::now() < end => {
                 if !is_said {
-                    tracing::info!(mountpoint = %place.mountpoint.display(), %error, "in use: trying for {limit:?}, then lazily");
+                    let why = if is_busy(&error) { "in use" } else { "it cannot be unmounted" };
+                    tracing::info!(mountpoint = %place.mountpoint.display(), %error, "{why}: trying for {limit:?}, then lazily");
                     is_said = true;
                 }
                 std::thread::sleep(Duration::from_millis(50));
             }
             Err(error) if manner == Manner::IfIdle => {
-                tracing::warn!(mountpoint = %place.mountpoint.display(), %error, "still in use: unmounting lazily");
+                let why = if is_busy(&error) { "still in use" } else { "it still cannot be unmounted" };
+                tracing::warn!(mountpoint = %place.mountpoint.display(), %error, "{why}: unmounting lazily");
                 manner = Manner::Lazily;
             }
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Whether somebody uses the mount, by what umount2(2) or a helper, which knows no other language, says.
+fn is_busy(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EBUSY)
+        || error.get_ref().is_some_and(|said| said.to_string().contains("Device or resource busy"))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -437,6 +471,14 @@ mod tests {
             "mount(2) at /mnt failed: Operation not permitted (os error 1); it needs CAP_SYS_ADMIN: run as root, or use `helper` fusermount3"
         );
         assert!(refused(libc::ENODEV).to_string().contains("modprobe fuse"));
+    }
+
+    #[test]
+    fn only_what_is_in_use_is_called_so() {
+        let helpers = io::Error::other("fusermount3: failed to unmount /mnt: Device or resource busy");
+        assert!(is_busy(&helpers) && is_busy(&io::Error::from_raw_os_error(libc::EBUSY)));
+        assert!(!is_busy(&io::Error::from_raw_os_error(libc::EMFILE)));
+        assert!(!is_busy(&io::Error::other("fusermount3: entry for /mnt not found in /etc/mtab")));
     }
 
     #[test]

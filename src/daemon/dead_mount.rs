@@ -67,13 +67,13 @@ pub(super) fn clear(place: &Path, mut mounts: Vec<Mounted>) -> Result<Vec<Mounte
             State::Dead => mountinfo::detach(place)?,
             State::Answers => {
                 return Err(format!(
-                    "{0} is mounted by Lighthouse FS already: stop the daemon that serves it, or run `umount {0}`",
+                    "{0} is mounted by Lighthouse FS already: stop the daemon that serves it; if that is gone and listened elsewhere, run `lighthouse-fs end-servers --socket OLD` with its socket; or run `umount {0}`",
                     place.display()
                 ));
             }
             State::Silent => {
                 return Err(format!(
-                    "{} is mounted by Lighthouse FS already, and does not answer: stop the daemon that serves it, or run `echo 1 > /sys/fs/fuse/connections/{}/abort` as root",
+                    "{} is mounted by Lighthouse FS already, and does not answer: stop the daemon that serves it; if that is gone and listened elsewhere, run `lighthouse-fs end-servers --socket OLD` with its socket; or run `echo 1 > /sys/fs/fuse/connections/{}/abort` as root",
                     place.display(),
                     mounted.device.1
                 ));

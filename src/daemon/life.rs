@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -34,6 +34,8 @@ use crate::rollout::{MachineId, Store};
 /// For a look at the paths of all mounts.
 const CHECK: Duration = Duration::from_secs(5);
 
+/// Between two looks at what systemd is to be told.
+const LOOKS: Duration = Duration::from_secs(1);
 /// For the configuration to be read again.
 const READING: Duration = Duration::from_secs(5);
 
@@ -215,6 +217,8 @@ struct Life {
     listeners: Option<Listeners>,
     /// A look at the configuration that has not come back.
     reading: Option<JoinHandle<Result<Loaded, String>>>,
+    /// What tells systemd how it goes, until the stop.
+    announcing: Option<JoinHandle<()>>,
 }
 
 impl Life {
@@ -230,6 +234,7 @@ impl Life {
             keepers: JoinSet::new(),
             listeners: None,
             reading: None,
+            announcing: None,
         }
     }
 
@@ -251,7 +256,8 @@ impl Life {
         self.mounts.set(handles);
         let (stop_api, api) = start_api(listening, self.mounts.clone())?;
         self.listeners = Some(Listeners::start(&self.options.settings.api, &self.mounts));
-        tokio::spawn(announce(self.mounts.all(), self.options.alone, self.is_ready.clone()));
+        let announcing = announce(self.mounts.clone(), self.options.alone, self.is_ready.clone());
+        self.announcing = Some(tokio::spawn(announcing));
         tokio::spawn(feed_watchdog());
         let end = self.heed_signals().await;
         // A client has a moment to read its answer.
@@ -376,6 +382,9 @@ impl Life {
 
     /// Unmounts all, side by side. A mount that had to be taken away by force has stopped all the same.
     async fn stop(&mut self, signals: &mut Signals) -> Result<(), Failure> {
+        if let Some(announcing) = self.announcing.take() {
+            announcing.abort();
+        }
         tell_systemd(&[NotifyState::Stopping, NotifyState::Status("unmounting")]);
         self.note_stop(Stop::Begun);
         for handle in self.mounts.all() {
@@ -583,44 +592,74 @@ fn start_api(listening: &mut Listening, mounts: Mounts) -> Result<Api, Failure> 
     Ok((stop, api))
 }
 
-/// Says that the daemon is ready, on standard output and to systemd, when every mount is served or has failed.
-async fn announce(mounts: Vec<Handle>, alone: bool, is_ready: Arc<AtomicBool>) {
-    let mut served = Vec::new();
-    let total = mounts.len();
-    for Handle { mut facts, prober, .. } in mounts {
+/// Says that the daemon is ready, on standard output and to systemd, when every mount is served or has failed; and from then
+/// on tells systemd what has changed.
+async fn announce(mounts: Mounts, alone: bool, is_ready: Arc<AtomicBool>) {
+    for Handle { mut facts, prober, .. } in mounts.all() {
         let settled =
             |facts: &Facts| facts.greeting.is_some() || matches!(facts.phase, Phase::Ended(_) | Phase::Waiting(_));
-        if facts.wait_for(settled).await.is_err() {
-            continue;
-        }
-        let facts = facts.borrow().clone();
-        if facts.greeting.is_some() {
+        if facts.wait_for(settled).await.is_ok_and(|facts| facts.greeting.is_some()) {
             // Served is what answers; or what does not, and is reported.
             prober.first_answer().await;
         }
-        if let Some(greeting) = &facts.greeting {
-            served.push(format!(
-                "{} at {} by {} ({}, protocol 7.{})",
-                facts.mount.source.display(),
-                facts.mount.mountpoint.display(),
-                greeting.active,
-                greeting.helper,
-                greeting.protocol_minor
-            ));
-        }
     }
-    let line = match &served[..] {
+    let mut line = summary(&mounts);
+    if alone && line.served == 0 {
         // The only one, and the daemon ends with it.
-        [] if alone => return,
-        [one] if total == 1 => format!("serving {one}"),
-        _ => format!("serving {} of {total} mounts", served.len()),
-    };
-    tracing::debug!("{line}");
-    if let Err(error) = writeln!(io::stdout(), "{line}") {
+        return;
+    }
+    tracing::debug!("{}", line.text);
+    if let Err(error) = writeln!(io::stdout(), "{}", line.text) {
         tracing::debug!(%error, "nobody reads the ready line");
     }
     is_ready.store(true, Relaxed);
-    tell_systemd(&[NotifyState::Ready, NotifyState::Status(&line)]);
+    tell_systemd(&[NotifyState::Ready, NotifyState::Status(&line.text)]);
+    let mut looks = tokio::time::interval(LOOKS);
+    loop {
+        looks.tick().await;
+        let now = summary(&mounts);
+        if now != line {
+            tell_systemd(&[NotifyState::Status(&now.text)]);
+            line = now;
+        }
+    }
+}
+
+/// What is served, in a line.
+#[derive(PartialEq, Eq)]
+struct Summary {
+    served: usize,
+    text: String,
+}
+
+fn summary(mounts: &Mounts) -> Summary {
+    let all = mounts.all();
+    let served: Vec<_> = all
+        .iter()
+        .filter_map(|handle| {
+            let facts = handle.facts.borrow();
+            let is_served = !matches!(facts.phase, Phase::Detached { .. } | Phase::Ended(_));
+            let greeting = facts.greeting.as_ref().filter(|_| is_served)?;
+            Some(format!(
+                "{} at {} by {} ({}, protocol 7.{})",
+                printable(&facts.mount.source),
+                printable(&facts.mount.mountpoint),
+                greeting.active,
+                greeting.helper,
+                greeting.protocol_minor
+            ))
+        })
+        .collect();
+    let text = match &served[..] {
+        [one] if all.len() == 1 => format!("serving {one}"),
+        _ => format!("serving {} of {} mounts", served.len(), all.len()),
+    };
+    Summary { served: served.len(), text }
+}
+
+/// Without what a terminal would obey, or systemd would take for another message.
+fn printable(path: &Path) -> String {
+    path.display().to_string().replace(char::is_control, "\u{fffd}")
 }
 
 /// Tells systemd, if that is who has started the daemon (`sd_notify(3)`).
