@@ -699,3 +699,40 @@ fn systemd_is_told_what_is_served_now() {
         service.stop();
     });
 }
+
+/// As with a log collector that is stopped: nobody reads the pipe that standard error is.
+#[test]
+fn a_log_that_nobody_reads_stops_no_daemon() {
+    unless_skipped(ROOT_DIRECT.possible(), || {
+        let sandbox = Sandbox::new(ROOT_DIRECT.user, Duration::from_secs(60));
+        let file = mount(&sandbox, "one", "");
+        write_config(&sandbox, &file).unwrap();
+        let (reader, writer) = std::io::pipe().unwrap();
+        let mut command = sandbox.program();
+        command.arg("serve").arg("--config").arg(config(&sandbox)).arg("--socket").arg(sandbox.socket());
+        command.stdin(Stdio::null()).stdout(File::create(sandbox.log()).unwrap()).stderr(writer.try_clone().unwrap());
+        let service = Service { daemon: command.spawn().expect("a daemon"), sandbox };
+        drop(command);
+        service.wait_until("serves", |status| health_of(status, "one") == "healthy");
+        fill(&writer);
+        for table in [mount(&service.sandbox, "two", ""), String::new()] {
+            // Each reload logs.
+            service.reload(&(file.clone() + &table));
+            let wanted = if table.is_empty() { 1 } else { 2 };
+            service.wait_until("reloads", |status| status["mounts"].as_array().unwrap().len() == wanted);
+        }
+        drop(reader);
+        service.stop();
+    });
+}
+
+/// Fills a pipe to the last byte.
+fn fill(mut writer: &std::io::PipeWriter) {
+    use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+    let flags = fcntl_getfl(writer).unwrap();
+    fcntl_setfl(writer, flags | OFlags::NONBLOCK).unwrap();
+    for size in [4096, 1] {
+        while std::io::Write::write(&mut writer, &[b'x'; 4096][..size]).is_ok() {}
+    }
+    fcntl_setfl(writer, flags).unwrap();
+}

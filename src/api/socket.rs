@@ -241,7 +241,7 @@ impl Drop for Listening {
 ///
 /// The socket's mode is 0600, or 0660 with a group: the kernel turns strangers away before they can occupy connections of
 /// the daemon, and the client turns its EACCES into a sentence. (Without a group the uid of each peer is checked all the
-/// same.) To be called while there is one thread: the umask is changed for a moment.
+/// same.) To be called while no other thread makes files: the umask is changed for a moment.
 ///
 /// # Errors
 /// When another daemon listens, the folder or the socket cannot be made, or there is no such group.

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use anstream::{AutoStream, ColorChoice};
 use clap::builder::PossibleValuesParser;
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::reload::{self, Handle};
 use tracing_subscriber::util::SubscriberInitExt;
@@ -46,13 +48,31 @@ pub fn arguments(level: &str, format: LogFormat) -> Vec<String> {
 /// Changes what is logged from now on; the level has passed the checks of the configuration.
 pub type SetLevel = Box<dyn Fn(&str) + Send + Sync>;
 
+/// Lines that wait for a reader of standard error. Of more, the newest are lost.
+const WAITING_LINES: usize = 16_384;
+
 /// Starts the log. Writes from the thread that logs: no thread of its own, which a serving process must not have yet.
 pub fn start(level: &str, format: LogFormat) -> SetLevel {
+    start_with(level, format, BoxMakeWriter::new(std::io::stderr))
+}
+
+/// Starts the log of a daemon, whose one loop must not wait until somebody reads standard error: another thread does. When
+/// the guard is dropped, what waits is written, for a second at most.
+pub fn start_for_daemon(level: &str, format: LogFormat) -> (SetLevel, WorkerGuard) {
+    let (writer, guard) = NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(WAITING_LINES)
+        .thread_name("log")
+        .finish(std::io::stderr());
+    (start_with(level, format, BoxMakeWriter::new(writer)), guard)
+}
+
+fn start_with(level: &str, format: LogFormat, writer: BoxMakeWriter) -> SetLevel {
     let (filter, handle) = reload::Layer::new(checked(level));
     let log = tracing_subscriber::registry().with(filter);
     // A log that nobody takes is no reason to panic, which is what reporting it on standard error would do.
     let lines = fmt::layer()
-        .with_writer(std::io::stderr)
+        .with_writer(writer)
         // As clap decides for help and errors: by the terminal, NO_COLOR, CLICOLOR and TERM.
         .with_ansi(AutoStream::choice(&std::io::stderr()) != ColorChoice::Never)
         .log_internal_errors(false);

@@ -63,7 +63,7 @@ pub fn run(args: &Args, global: &Global) -> ExitCode {
         Ok(loaded) => loaded,
         Err(errors) => return fail_loading(&errors),
     };
-    let set_level = log::start(&settings.daemon.log_level, settings.daemon.log_format);
+    let (set_level, log) = log::start_for_daemon(&settings.daemon.log_level, settings.daemon.log_format);
     for warning in warnings {
         tracing::warn!("{warning}");
     }
@@ -85,7 +85,10 @@ pub fn run(args: &Args, global: &Global) -> ExitCode {
         mounts_end_too: args.with_parent,
         reload,
     };
-    match daemon::run(options) {
+    let ended = daemon::run(options);
+    // What it has logged comes before the last word.
+    drop(log);
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Configuration(why)) => fail(exit::CONFIGURATION, why),
         Err(Failure::Other(why)) => fail(exit::FAILED, why),

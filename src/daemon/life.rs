@@ -104,7 +104,7 @@ fn other(error: impl Into<Box<dyn Error + Send + Sync>>) -> Failure {
 }
 
 /// Runs a daemon until it is told to stop, or, if it is for one mount alone, that is gone. To be called by a process that
-/// has one thread and has opened nothing yet.
+/// has one thread, besides the log's, and has opened nothing yet.
 ///
 /// # Errors
 /// When it cannot begin; for one mount alone also when that fails.

@@ -128,7 +128,7 @@ fn serve(wanted: Wanted, socket: &Path) -> ExitCode {
     }
     let daemon = config::Daemon { log_level: wanted.log_level, ..config::Daemon::new(socket) };
     // There is no configuration to read again.
-    drop(log::start(&daemon.log_level, daemon.log_format));
+    let (_, log) = log::start_for_daemon(&daemon.log_level, daemon.log_format);
     let ended = daemon::run(daemon::Options {
         settings: config::Settings { daemon, api: config::Api::off(), mounts: vec![wanted.mount] },
         alone: true,
@@ -136,6 +136,7 @@ fn serve(wanted: Wanted, socket: &Path) -> ExitCode {
         reload: None,
         server_arguments: |daemon| log::arguments(&daemon.log_level, daemon.log_format),
     });
+    drop(log);
     let Err(failure) = ended else { return ExitCode::SUCCESS };
     let why = failure.to_string();
     if let Err(error) = sd_notify::notify(&[NotifyState::Status(&why)]) {
