@@ -5,9 +5,9 @@
 //! written over: it may hold a pin, and whoever came after would serve by the backend that it forbids. So it is never set
 //! aside by the program; an administrator looks, and moves it away.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -118,10 +118,13 @@ impl Disk for RealDisk {
         let Some(above) = folder.parent() else { return Err(ErrorKind::NotFound.into()) };
         self.make_folder(above)?;
         match DirBuilder::new().mode(0o700).create(folder) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
-            // A folder that is lost takes along what was synced in it.
-            _ => self.sync_folder(above),
+            // Whatever the umask is at this moment.
+            Ok(()) => std::fs::set_permissions(folder, Permissions::from_mode(0o700))?,
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
         }
+        // A folder that is lost takes along what was synced in it.
+        self.sync_folder(above)
     }
 
     fn create(&self, path: &Path) -> io::Result<File> {
