@@ -400,21 +400,29 @@ fn a_rollback_to_a_stable_backend_that_is_stuck() {
         }
         let drill = service.ask(&["drill", "tried", "--backend", "fuse2", "--fault", "hang", "--operation", "lookup"]);
         assert!(drill.status.success(), "{drill:?}");
+        let is_over = AtomicBool::new(false);
         std::thread::scope(|threads| {
-            // More than fuse2 has threads, each in a folder of its own: the kernel looks one name up at a time in each.
-            for number in 0..40 {
-                let path = place.join(format!("folder{number}/stuck"));
-                threads.spawn(move || drop(fs::metadata(path)));
+            // More than fuse2 has threads, each in a folder of its own: the kernel looks one name up at a time in each. Sooner
+            // or later each meets fuse2.
+            for worker in 0..40 {
+                let (folder, is_over) = (place.join(format!("folder{worker}")), &is_over);
+                threads.spawn(move || {
+                    for number in 0_u64.. {
+                        if is_over.load(SeqCst) {
+                            return;
+                        }
+                        drop(fs::metadata(folder.join(format!("missing{number}"))));
+                    }
+                });
             }
             wait_for("all threads to hang", COMMAND_LIMIT, || {
                 (tried(&service)["in_flight"].as_u64() >= Some(16)).then_some(())
             });
-            let back = order(&service, &["rollback"]).unwrap();
-            assert_eq!(active(&back), (100, 0));
-            // The drill strikes the fresh session too, but not what is asked for now.
-            fs::read_dir(&place).unwrap();
+            let back = order(&service, &["rollback"]);
+            is_over.store(true, SeqCst);
             let stop = service.ask(&["drill", "tried", "--stop"]);
             assert!(stop.status.success(), "{stop:?}");
+            assert_eq!(active(&back.unwrap()), (100, 0));
             fs::metadata(place.join("missing")).unwrap_err();
         });
         service.stop();
