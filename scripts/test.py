@@ -87,7 +87,7 @@ def suites() -> list[Suite]:
         )
     )
     # build, unit, integration
-    test_budget = {"both": (180, 30, 500), "fuse2 only": (90, 20, 150), "fuse3 only": (90, 20, 150)}
+    test_budget = {"both": (180, 30, 500), "fuse2 only": (70, 20, 180), "fuse3 only": (70, 20, 180)}
     for name, features in FEATURE_SETS.items():
         build, unit, integration = test_budget[name]
         compile_only = ["cargo", "test", "--locked", "--no-run", *features]
