@@ -73,7 +73,7 @@ def suites() -> list[Suite]:
         Suite("links in documents", ["scripts/links.py"], 15, tier="lint"),
         Suite("dependencies", ["cargo", "deny", "--locked", "check"], 60, tier="lint", needs="cargo-deny"),
     ]
-    lint_budget = {"both": 180, "fuse2 only": 60, "fuse3 only": 60}
+    lint_budget = {"both": 150, "fuse2 only": 45, "fuse3 only": 45}
     for name, features in FEATURE_SETS.items():
         lint = ["cargo", "clippy", "--locked", "--all-targets", *features, "--", "-D", "warnings"]
         found.append(Suite(f"clippy, {name}", lint, lint_budget[name], tier="lint"))
