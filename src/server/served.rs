@@ -240,7 +240,7 @@ impl Served {
         }
         let failed = |reason: String| SwitchError { to, serving: from, reason };
         let new = self.living_session(to).map_err(|error| failed(error.to_string()))?;
-        let Some(old) = self.sessions[from.index()].as_ref().map(|session| session.port.clone()) else {
+        let Some(old) = self.port(from) else {
             return Err(failed(format!("{from} has no session")));
         };
         let began = Instant::now();
@@ -420,7 +420,6 @@ impl Served {
             return;
         }
         self.active = turn.other();
-        let (begun, is_busy) = self.begun();
         if let Some(slices) = &mut self.slices {
             slices.turned(begun, is_busy, Instant::now());
         }
@@ -481,10 +480,21 @@ impl Served {
             return Consequence::None;
         }
         let from = self.active;
-        let old = self.sessions[from.index()].as_ref().map(|session| session.port.clone());
-        let began = Instant::now();
+        let (old, began) = (self.port(from), Instant::now());
         self.recover_from_ended(from);
-        let to = match self.attach_any([from.other(), from]) {
+        let attached = self.attach_any([from.other(), from]);
+        self.conclude_failover(from, old, began, attached)
+    }
+
+    /// Another session is attached, or none is, in the place of `old`, which had ended when it `began`.
+    fn conclude_failover(
+        &mut self,
+        from: Backend,
+        old: Option<Arc<dyn Port>>,
+        began: Instant,
+        attached: Result<Backend, String>,
+    ) -> Consequence {
+        let to = match attached {
             Ok(to) => to,
             Err(error) => {
                 self.publish();
@@ -534,36 +544,14 @@ impl Served {
         {
             tracing::warn!(%to, %error, "what it holds is not known");
         }
-        match self.port(to).filter(|port| port.state() != State::Hung).map(|port| port.attach()) {
-            Some(Ok(_since)) => self.active = to,
-            _ => {
-                self.active = from;
-                if let Err(error) = self.attach_any([to, from]) {
-                    self.publish();
-                    return Consequence::NobodyServes(error);
-                }
+        let attached = match self.port(to).filter(|port| port.state() != State::Hung).map(|port| port.attach()) {
+            Some(Ok(_since)) => {
+                self.active = to;
+                Ok(to)
             }
-        }
-        let pause_ms = milliseconds(began.elapsed());
-        self.context.ledger.switches().done(from, self.active, Cause::Failover, nanoseconds(pause_ms));
-        self.publish();
-        let drained = match old.filter(|_| self.active == to).map(|old| old.drain(self.deadlines.drain)) {
-            Some(Ok(drained)) => drained,
-            Some(Err(error)) => {
-                tracing::warn!(%from, %error, "what the session that has ended still held is not known");
-                Drained::default()
-            }
-            None => Drained::default(),
+            _ => self.attach_any([to, from]),
         };
-        Consequence::FailedOver(Switched {
-            from,
-            to: self.active,
-            reason: format!("the session of {from} has ended by itself"),
-            pause_ms,
-            total_ms: milliseconds(began.elapsed()),
-            in_flight: drained.in_flight,
-            answered_for_hung: drained.answered_for_hung,
-        })
+        self.conclude_failover(from, old, began, attached)
     }
 
     /// A session that ended may have read a request and lost it. The kernel sends such requests again if asked; that is
