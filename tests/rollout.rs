@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use rstest::rstest;
 use serde_json::Value;
 use support::service::{Service, mount_of, spawn};
-use support::{COMMAND_LIMIT, ROOT_DIRECT, Scrape, require_root, unless_skipped, wait_for};
+use support::{Backend, COMMAND_LIMIT, Mount, ROOT_DIRECT, Scrape, require_root, unless_skipped, wait_for};
 
 /// For the workers to finish what they are at, on a loaded machine.
 const WORKERS_LIMIT: Duration = Duration::from_secs(60);
@@ -426,5 +426,42 @@ fn a_rollback_to_a_stable_backend_that_is_stuck() {
             fs::metadata(place.join("missing")).unwrap_err();
         });
         service.stop();
+    });
+}
+
+/// Lets a process go on that was stopped, also when the test fails.
+struct GoesOn(Pid);
+
+impl Drop for GoesOn {
+    fn drop(&mut self) {
+        // Gone already, perhaps.
+        let _ = kill(self.0, Signal::SIGCONT);
+    }
+}
+
+#[test]
+fn a_state_directory_that_hangs_does_not_hold_up_the_way_back() {
+    unless_skipped(require_root(), || {
+        let host = Mount::builder(Backend::Fuse2, ROOT_DIRECT).without_prober().limit(Duration::from_secs(90)).start();
+        let state = host.path("state");
+        let service = Service::start(ROOT_DIRECT, |sandbox| {
+            let more = format!("backend = \"fuse2\"\n[mount.rollout]\ncandidate = \"fuse3\"\n{LONG}");
+            let table = support::service::mount(sandbox, "tried", &more);
+            format!("[daemon]\nstate_dir = \"{}\"\n{table}", state.display())
+        });
+        order(&service, &["rollout", "start"]).unwrap();
+        let server = Pid::from_raw(host.server_pid().expect("a server"));
+        let goes_on = GoesOn(server);
+        kill(server, Signal::SIGSTOP).unwrap();
+        let back = order(&service, &["rollback"]).unwrap();
+        assert_eq!(active(&back), (100, 0));
+        assert!(back["notes"].to_string().contains("the state directory has not answered"), "{back}");
+        let refused = order(&service, &["unpin"]).unwrap_err();
+        assert!(refused.contains("set daemon.state_dir"), "{refused}");
+        drop(goes_on);
+        wait_for_state(&service, "rolled_back");
+        service.stop();
+        assert!(fs::read_to_string(host.source_path("state/tried.json")).unwrap().contains("rolled_back"));
+        host.stop();
     });
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::mount::{Facts, Phase, Request};
@@ -25,6 +26,8 @@ use crate::server::orders::Switched;
 const TICK: Duration = Duration::from_secs(1);
 /// For the state directory to be read before a server starts.
 const OPENING: Duration = Duration::from_secs(5);
+/// For it to take what is to be kept. One whose file system hangs must not hold up the way back.
+const KEEPING: Duration = Duration::from_secs(5);
 
 /// What the keeper tells.
 #[derive(Debug)]
@@ -173,6 +176,8 @@ async fn run(controls: Controls, mut asked: mpsc::Receiver<Ask>, show: watch::Se
     let rollbacks = BTreeMap::new();
     let mut task = Task {
         rollout,
+        away: None,
+        said: None,
         machine,
         facts,
         requests,
@@ -213,16 +218,25 @@ async fn run(controls: Controls, mut asked: mpsc::Receiver<Ask>, show: watch::Se
                 }
             }
             _ = ticks.tick() => {
-                task.follow(Event::Tick, "bake_time").await;
-                task.insist().await;
+                if !task.is_away() {
+                    task.follow(Event::Tick, "bake_time").await;
+                    task.insist().await;
+                }
             }
         }
     }
 }
 
+/// A decision, on a thread that may wait for the disk.
+type Deciding = JoinHandle<(Rollout, Result<Handled, HandleError>)>;
+
 struct Task {
     /// Elsewhere while it waits for the disk.
     rollout: Option<Rollout>,
+    /// There, when it has waited for too long; and what makes it do so.
+    away: Option<(Deciding, &'static str)>,
+    /// What went wrong last time when nobody had asked, so that it is not said again every second.
+    said: Option<String>,
     machine: Result<MachineId, MachineIdError>,
     facts: watch::Receiver<Facts>,
     requests: mpsc::Sender<Request>,
@@ -273,27 +287,49 @@ impl Task {
         Terms::of(&self.facts.borrow().wanted, self.stable, &self.machine)
     }
 
-    /// Lets the rollout decide, on a thread that may wait for the disk.
+    /// Lets the rollout decide, on a thread that may wait for the disk. `by` is what makes it so, for whoever counts.
     async fn decide(
         &mut self,
+        by: &'static str,
         decide: impl FnOnce(&mut Rollout) -> Result<Handled, HandleError> + Send + 'static,
     ) -> Result<Handled, HandleError> {
+        if let Some((away, by)) = self.away.take() {
+            // What it has decided meanwhile is ordered when it is found not to be so.
+            let late = self.wait_for(away, by).await?;
+            self.tell(&late.notes, by);
+        }
         let Some(mut rollout) = self.rollout.take() else { return Err(self.broken()) };
-        let decided = tokio::task::spawn_blocking(move || {
+        let deciding = tokio::task::spawn_blocking(move || {
             let result = decide(&mut rollout);
             (rollout, result)
         });
-        match decided.await {
-            Ok((rollout, result)) => {
+        self.wait_for(deciding, by).await
+    }
+
+    async fn wait_for(&mut self, mut deciding: Deciding, by: &'static str) -> Result<Handled, HandleError> {
+        match timeout(KEEPING, &mut deciding).await {
+            Ok(Ok((rollout, result))) => {
                 self.rollout = Some(rollout);
                 self.show();
                 result
             }
-            Err(error) => {
+            Ok(Err(error)) => {
                 tracing::error!(mount = self.mount(), %error, "the rollout has ended by a bug: what serves goes on to serve");
                 Err(self.broken())
             }
+            Err(_) => {
+                self.away = Some((deciding, by));
+                Err(HandleError::Refused(Refused {
+                    reason: format!("the state directory has not answered within {KEEPING:?}"),
+                    remedy: "see whether its file system hangs, or set daemon.state_dir to another".into(),
+                }))
+            }
         }
+    }
+
+    /// Whether a decision still waits for the disk.
+    fn is_away(&self) -> bool {
+        self.away.as_ref().is_some_and(|(deciding, _)| !deciding.is_finished())
     }
 
     fn broken(&self) -> HandleError {
@@ -353,13 +389,13 @@ impl Task {
 
     async fn reload(&mut self) {
         let terms = self.terms();
-        let decided = self.decide(move |rollout| rollout.reload(terms, Moment::now())).await;
+        let decided = self.decide("reload", move |rollout| rollout.reload(terms, Moment::now())).await;
         self.carry_out(decided, "reload").await;
     }
 
     /// What nobody waits for. `by` is what makes it so, for whoever counts.
     async fn follow(&mut self, event: Event, by: &'static str) {
-        let decided = self.decide(move |rollout| rollout.handle(&event, Moment::now())).await;
+        let decided = self.decide(by, move |rollout| rollout.handle(&event, Moment::now())).await;
         self.carry_out(decided, by).await;
     }
 
@@ -369,13 +405,22 @@ impl Task {
         for _ in 0..2 {
             let handled = match next {
                 Ok(handled) => handled,
-                Err(error) => return tracing::error!(mount = self.mount(), %error, "the rollout stays where it is"),
+                Err(error) => return self.say_once(&error),
             };
+            self.said = None;
             self.tell(&handled.notes, by);
             let Some(serving) = handled.serve else { return };
             let Err(error) = self.order(serving, why(&handled.notes)).await else { return };
             let Some(failed) = self.failed(&error) else { return };
-            next = self.decide(move |rollout| rollout.handle(&failed, Moment::now())).await;
+            next = self.decide(by, move |rollout| rollout.handle(&failed, Moment::now())).await;
+        }
+    }
+
+    fn say_once(&mut self, error: &HandleError) {
+        let text = error.to_string();
+        if self.said.as_ref() != Some(&text) {
+            tracing::error!(mount = self.mount(), error = text, "the rollout stays where it is");
+            self.said = Some(text);
         }
     }
 
@@ -390,9 +435,20 @@ impl Task {
             return Err(ControlError::NotServed { mount: self.mount(), why });
         }
         let is_switch = matches!(request, rollout::Request::Switch(_));
+        let is_rollback = matches!(request, rollout::Request::Rollback { .. });
         let event = Event::Asked(request);
-        let decided = self.decide(move |rollout| rollout.handle(&event, Moment::now())).await;
-        let handled = decided.map_err(|error| ControlError::Refused(error.to_string()))?;
+        let handled = match self.decide(OPERATOR, move |rollout| rollout.handle(&event, Moment::now())).await {
+            Ok(handled) => handled,
+            // The way back is gone first, and written down when the disk answers.
+            Err(error) if is_rollback && self.is_away() => {
+                let stable = self.terms().stable;
+                let switched = self.order(Serving::Only(stable), (Cause::Rollback, OPERATOR.into())).await?;
+                let note = format!("{stable} serves alone; the pin is to be written down still: {error}");
+                tracing::error!(mount = self.mount(), "{note}");
+                return Ok(Outcome { notes: vec![note], switched });
+            }
+            Err(error) => return Err(ControlError::Refused(error.to_string())),
+        };
         self.tell(&handled.notes, OPERATOR);
         let mut outcome = Outcome { notes: handled.notes.iter().map(ToString::to_string).collect(), switched: None };
         if let Some(serving) = handled.serve {
@@ -401,7 +457,8 @@ impl Task {
                 Ok(switched) => outcome.switched = switched,
                 Err(error) => {
                     if let Some(failed) = self.failed(&error) {
-                        let decided = self.decide(move |rollout| rollout.handle(&failed, Moment::now())).await;
+                        let decided =
+                            self.decide(OPERATOR, move |rollout| rollout.handle(&failed, Moment::now())).await;
                         self.carry_out(decided, OPERATOR).await;
                     }
                     // What was decided stays so, and is ordered again; a switch is over.
