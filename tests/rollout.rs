@@ -29,10 +29,17 @@ const SEED: u64 = 20_261_124;
 
 /// A service whose mount `tried` has fuse2 as its stable backend and fuse3 as its candidate.
 fn start(rollout: &str) -> Service {
-    Service::start(ROOT_DIRECT, |sandbox| {
+    start_with("", rollout)
+}
+
+/// The same, with something else in the file.
+fn start_with(head: &str, rollout: &str) -> Service {
+    let service = Service::start(ROOT_DIRECT, |sandbox| {
         let more = format!("backend = \"fuse2\"\ndrill = true\n[mount.rollout]\ncandidate = \"fuse3\"\n{rollout}");
-        support::service::mount(sandbox, "tried", &more)
-    })
+        head.to_owned() + &support::service::mount(sandbox, "tried", &more)
+    });
+    service.wait_until("serves what is tried", |status| mount_of(status, "tried")["health"] == "healthy");
+    service
 }
 
 const LONG: &str = "steps = [{ weight = 10, for = '1h' }, { weight = 50, for = '1h' }, { weight = 100, for = '1h' }]";
@@ -444,11 +451,7 @@ fn a_state_directory_that_hangs_does_not_hold_up_the_way_back() {
     unless_skipped(require_root(), || {
         let host = Mount::builder(Backend::Fuse2, ROOT_DIRECT).without_prober().limit(Duration::from_secs(90)).start();
         let state = host.path("state");
-        let service = Service::start(ROOT_DIRECT, |sandbox| {
-            let more = format!("backend = \"fuse2\"\n[mount.rollout]\ncandidate = \"fuse3\"\n{LONG}");
-            let table = support::service::mount(sandbox, "tried", &more);
-            format!("[daemon]\nstate_dir = \"{}\"\n{table}", state.display())
-        });
+        let service = start_with(&format!("[daemon]\nstate_dir = \"{}\"\n", state.display()), LONG);
         order(&service, &["rollout", "start"]).unwrap();
         let server = Pid::from_raw(host.server_pid().expect("a server"));
         let goes_on = GoesOn(server);

@@ -11,7 +11,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::mount::{Beginning, End, Facts, Phase, Request, Task};
+use super::facts::{End, Facts, Phase};
+use super::mount::{Beginning, Request, Task};
 use super::pilot::{Happened, begin_with};
 use super::process::Ended;
 use super::recorder::Recorder;

@@ -16,11 +16,12 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
+use super::facts::{End, Facts, Phase};
 use super::keeper::{Keeper, Plan};
 use super::leftover::Ended;
 use super::listeners::Listeners;
 use super::lost::watch_for_lost;
-use super::mount::{End, Facts, Phase, Request};
+use super::mount::Request;
 use super::pilot::{Controls, Pilot};
 use super::prober::Prober;
 use super::status::{Handle, Mounts};

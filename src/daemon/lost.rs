@@ -10,7 +10,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::mount::{Facts, Phase, Request};
+use super::facts::{Facts, Phase};
+use super::mount::Request;
 use crate::config::Backend;
 use crate::connection::{fusectl, mountinfo};
 use crate::ledger::Ledger;

@@ -4,6 +4,7 @@
 //! thread that hangs there cannot even be killed.
 
 mod dead_mount;
+pub mod facts;
 mod keeper;
 pub mod leftover;
 mod life;

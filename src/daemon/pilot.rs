@@ -11,7 +11,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use super::mount::{Facts, Phase, Request};
+use super::facts::{Facts, Phase};
+use super::mount::Request;
 use crate::api::ControlError;
 use crate::api::events::{self, Events};
 use crate::config::Backend;

@@ -18,7 +18,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::time::{sleep, timeout};
 
-use super::mount::{Facts, Phase};
+use super::facts::{Facts, Phase};
 use crate::api::model::{Health, ProbeStatus};
 use crate::config::{Backend, Mount};
 use crate::connection::mountinfo::{self, Mounted};

@@ -3,7 +3,7 @@
 
 use tokio::sync::watch;
 
-use super::mount::{End, Facts, Phase};
+use super::facts::{End, Facts, Phase};
 use crate::api::events::{Event, Events, MountState};
 
 /// See the module.

@@ -9,7 +9,8 @@ use std::time::{Duration, SystemTime};
 use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::mount::{End, Facts, Phase, Request};
+use super::facts::{End, Facts, Phase};
+use super::mount::Request;
 use super::pilot::{OPERATOR, Outcome, Pilot, Shown};
 use super::prober::{Probed, Prober};
 use crate::api::events::Events;

@@ -29,6 +29,7 @@
 //! The shape of it, with orders that are levels and not steps, is what survives a crash at any moment: a state is kept
 //! before it is acted upon, and whoever comes after orders what is wanted once more.
 
+mod change;
 mod fleet;
 mod meets;
 mod plan;

@@ -33,6 +33,7 @@ macro_rules! for_each_way {
 }
 
 mod cgroup;
+pub mod http;
 mod machine;
 mod mount;
 mod sandbox;

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -39,6 +39,13 @@ impl Service {
         service
     }
 
+    /// Starts a daemon by this command, and waits until its first mount is healthy.
+    pub fn of(sandbox: Sandbox, mut command: Command) -> Self {
+        let service = Self { daemon: command.spawn().expect("a daemon"), sandbox };
+        service.wait_until("serves", |status| status["mounts"][0]["health"] == "healthy");
+        service
+    }
+
     /// What the daemon says, if it does.
     pub fn status(&self) -> Option<Value> {
         let output = self.ask(&["status", "--json"]);
@@ -53,8 +60,8 @@ impl Service {
     }
 
     /// Waits until the status is so.
-    pub fn wait_until(&self, what: &str, is_so: impl Fn(&Value) -> bool) {
-        wait_for(what, COMMAND_LIMIT, || self.status().filter(&is_so).map(drop));
+    pub fn wait_until(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+        wait_for(what, COMMAND_LIMIT, || self.status().filter(&is_so))
     }
 
     /// A mount's server.
@@ -109,13 +116,18 @@ impl Drop for Service {
     }
 }
 
-/// Starts a daemon in the sandbox.
-pub fn spawn(sandbox: &Sandbox) -> Child {
+/// `serve` in the sandbox, with its log.
+pub fn serve_command(sandbox: &Sandbox) -> Command {
     let log = File::options().create(true).append(true).open(sandbox.log()).unwrap();
     let mut command = sandbox.program();
-    command.arg("serve").arg("--config").arg(config(sandbox)).arg("--socket").arg(sandbox.socket());
+    command.arg("serve").arg("--socket").arg(sandbox.socket());
     command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-    command.spawn().expect("a daemon")
+    command
+}
+
+/// Starts a daemon of the sandbox's file.
+pub fn spawn(sandbox: &Sandbox) -> Child {
+    serve_command(sandbox).arg("--config").arg(config(sandbox)).spawn().expect("a daemon")
 }
 
 /// The file.
