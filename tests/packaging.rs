@@ -192,9 +192,9 @@ fn colours_are_for_terminals_that_want_them(
     let file = folder.path().join("lighthouse-fs.toml");
     fs::write(&file, "[[mount]]\nsource = \"/srv/a\"\nmountpoint = \"/mnt/a\"\n").unwrap();
     let arguments = arguments.replace("FILE", file.to_str().unwrap());
-    // The port is warned of, in the log.
+    // The port is warned of, in the log. CI is unset: where it is set, crate anstyle-query takes every terminal for one with colours.
     let line = format!(
-        "env -u NO_COLOR -u CLICOLOR -u CLICOLOR_FORCE TERM=xterm {environment} LIGHTHOUSE_FUSE_PARALLEL_TEST=1 {PROGRAM} {arguments}"
+        "env -u CI -u NO_COLOR -u CLICOLOR -u CLICOLOR_FORCE TERM=xterm {environment} LIGHTHOUSE_FUSE_PARALLEL_TEST=1 {PROGRAM} {arguments}"
     );
     if let Some((_, answer)) = judge("script", &["--quiet", "--return", "--command", &line, "/dev/null"], b"") {
         assert!(answer.len() > 100, "{answer}");
