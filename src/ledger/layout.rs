@@ -3,14 +3,15 @@ use std::sync::atomic::{
     Ordering::{Acquire, Relaxed, Release},
 };
 
-use super::answers::{Lane, Totals};
+use super::answers::{AnswerStatus, Lane, Totals};
+use super::comparisons::Comparisons;
 use super::operation::Operation;
 use super::slot::{InFlight, Slot};
 use super::switches::Switches;
 use crate::config::Backend;
 
 /// Version of the layout. Raise it with any change of this file's structures.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Slots for threads of backend `fuse2`: each session takes as many as it has threads and frees them when they end.
 pub const THREAD_SLOTS: usize = 128;
@@ -70,11 +71,29 @@ struct PerBackend {
     taken_back: AtomicU64,
     /// Requests that were read and never answered.
     lost: AtomicU64,
+    /// Errors of the backend without another answer between them, up to now.
+    errors_in_a_row: AtomicU32,
+    /// The longest such row since the daemon has asked.
+    longest_row: AtomicU32,
     /// Lanes that were ever used, the first ones: the rest is not even touched.
     lanes_used: AtomicU32,
     lanes: [Lane; LANES],
     /// For what no handler has answered; written by whoever does instead.
     forced: Lane,
+}
+
+impl PerBackend {
+    /// Counts an error that no handler has answered.
+    fn force(&self, operation: Operation, nanoseconds: Option<u64>) {
+        self.forced.count_forced(operation, nanoseconds);
+        self.one_more_in_a_row();
+    }
+
+    #[cold]
+    fn one_more_in_a_row(&self) {
+        let row = self.errors_in_a_row.fetch_add(1, Relaxed).saturating_add(1);
+        self.longest_row.fetch_max(row, Relaxed);
+    }
 }
 
 /// The whole mapping. Its fields are reached through methods, so that the rules of writing stay in one place.
@@ -93,6 +112,7 @@ pub struct Layout {
     /// The backend that has answered it last: its number plus one.
     probe_answered_by: AtomicU32,
     switches: Switches,
+    comparisons: Comparisons,
     backends: [PerBackend; 2],
     slots: [Slot; SLOTS],
 }
@@ -193,17 +213,17 @@ impl Layout {
     pub fn count_abandoned(&self, request: &InFlight, was_answered: bool) {
         let of = &self.backends[request.backend.index()];
         of.answered_for_hung.fetch_add(u64::from(was_answered), Relaxed);
-        of.forced.count_forced(request.operation, Some(request.age().as_nanos() as u64));
+        of.force(request.operation, Some(request.age().as_nanos() as u64));
     }
 
     /// Counts a request that got EIO before its handler began, because its session was given up.
     pub fn count_refused(&self, backend: Backend, operation: Operation) {
-        self.backends[backend.index()].forced.count_forced(operation, None);
+        self.backends[backend.index()].force(operation, None);
     }
 
     /// Counts a session that ended by itself, as an error of the backend.
     pub fn count_ended_session(&self, backend: Backend) {
-        self.backends[backend.index()].forced.count_forced(Operation::Other, None);
+        self.backends[backend.index()].force(Operation::Other, None);
     }
 
     /// Requests that were read and never answered, as far as they were found.
@@ -216,7 +236,7 @@ impl Layout {
     pub fn count_lost(&self, backend: Backend) {
         let of = &self.backends[backend.index()];
         of.lost.fetch_add(1, Relaxed);
-        of.forced.count_forced(Operation::Other, None);
+        of.force(Operation::Other, None);
     }
 
     /// Late answers that were taken back.
@@ -268,6 +288,30 @@ impl Layout {
     #[must_use]
     pub fn probe_answered_by(&self) -> Option<Backend> {
         backend_by_number(self.probe_answered_by.load(Relaxed))
+    }
+
+    /// Called by an adapter for each answer. Nothing is written but by errors, and by the first answer after one.
+    #[inline]
+    pub fn note_in_a_row(&self, backend: Backend, status: AnswerStatus) {
+        let of = &self.backends[backend.index()];
+        if status == AnswerStatus::BackendError {
+            of.one_more_in_a_row();
+        } else if of.errors_in_a_row.load(Relaxed) != 0 {
+            of.errors_in_a_row.store(0, Relaxed);
+        }
+    }
+
+    /// The longest row of errors of a backend, without another answer of it between them, since this was last called.
+    #[must_use]
+    pub fn take_errors_in_a_row(&self, backend: Backend) -> u32 {
+        let of = &self.backends[backend.index()];
+        of.longest_row.swap(0, Relaxed).max(of.errors_in_a_row.load(Relaxed))
+    }
+
+    /// Requests whose answers were compared.
+    #[must_use]
+    pub fn comparisons(&self) -> &Comparisons {
+        &self.comparisons
     }
 
     /// Changes of the backend.

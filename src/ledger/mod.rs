@@ -9,6 +9,7 @@
 
 mod answers;
 mod clock;
+mod comparisons;
 mod layout;
 mod operation;
 mod slot;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 
 pub use answers::{AnswerStatus, BOUNDS, Direction, Durations, Lane, Times, Totals};
 pub use clock::Clock;
+pub use comparisons::{Compared, Comparisons};
 pub use layout::{LANES, Layout, PortState, SLOTS, TASK_SLOTS, THREAD_SLOTS, VERSION};
 pub use operation::Operation;
 pub use slot::{InFlight, Slot, coarse_now};
@@ -185,6 +187,22 @@ mod tests {
         assert_eq!(totals.get(Operation::Other, AnswerStatus::BackendError), 2);
         assert_eq!(totals.durations(Operation::Write).count(), 1, "only what had begun has lasted");
         assert_eq!((ledger.answered_for_hung(Backend::Fuse2), ledger.lost(Backend::Fuse2)), (1, 1));
+    }
+
+    #[test]
+    fn errors_in_a_row_end_with_any_other_answer() {
+        let ledger = Ledger::create().unwrap();
+        let answer = |status| ledger.note_in_a_row(Backend::Fuse3, status);
+        answer(AnswerStatus::BackendError);
+        answer(AnswerStatus::BackendError);
+        ledger.count_ended_session(Backend::Fuse3);
+        answer(AnswerStatus::ClientError);
+        answer(AnswerStatus::BackendError);
+        assert_eq!(ledger.take_errors_in_a_row(Backend::Fuse3), 3, "the longest row since it was last asked");
+        assert_eq!(ledger.take_errors_in_a_row(Backend::Fuse3), 1, "one is under way");
+        answer(AnswerStatus::Ok);
+        assert_eq!(ledger.take_errors_in_a_row(Backend::Fuse3), 0);
+        assert_eq!(ledger.take_errors_in_a_row(Backend::Fuse2), 0);
     }
 
     #[test]

@@ -126,6 +126,7 @@ impl InHandler<'_> {
         let BlockingPort { ledger, clock, .. } = self.port;
         let took = clock.nanoseconds(self.started, clock.ticks());
         ledger.lane(Backend::Fuse2, self.index).count(operation, status, took);
+        ledger.note_in_a_row(Backend::Fuse2, status);
     }
 
     /// Counts data that were read or written.

@@ -329,6 +329,7 @@ impl PolledPort {
         }
         let took = self.clock.nanoseconds(task.started, self.clock.ticks());
         self.ledger.lane(Backend::Fuse3, self.lane).count(operation, status, took);
+        self.ledger.note_in_a_row(Backend::Fuse3, status);
     }
 
     /// Counts data that were read or written. Only on the runtime's thread.
