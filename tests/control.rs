@@ -46,7 +46,6 @@ fn hello() -> Hello {
         version: VERSION,
         mount: mount(),
         mount_id: None,
-        stable: Backend::Fuse2,
         active: Backend::Fuse2,
         protocol_minor: 31,
         helper: "direct".into(),

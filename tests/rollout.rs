@@ -103,6 +103,38 @@ fn from_the_first_step_to_the_last_under_load() {
 }
 
 #[test]
+fn what_is_committed_becomes_stable_without_a_new_mount() {
+    unless_skipped(require_root(), || {
+        let service = start("steps = [{ weight = 100, for = '1s' }]");
+        let server = service.server("tried");
+        order(&service, &["rollout", "start"]).unwrap();
+        wait_for_state(&service, "committed");
+        let configured = |backend: &str| support::service::mount(&service.sandbox, "tried", backend);
+        service.reload(&configured("backend = \"fuse3\"\ndrill = true\n"));
+        let mount = service.wait_until("has another stable backend and no candidate", |status| {
+            let mount = mount_of(status, "tried");
+            mount["stable"] == "fuse3" && mount["candidate"].is_null()
+        });
+        let mount = mount_of(&mount, "tried");
+        assert_eq!(
+            (active(mount), &mount["health"], &mount["rollout"]),
+            ((0, 100), &"healthy".into(), &Value::Null),
+            "{mount}"
+        );
+        // And back, as simply.
+        service.reload(&configured("backend = \"fuse2\"\ndrill = true\n"));
+        let mount = service.wait_until("serves by it", |status| active(mount_of(status, "tried")) == (100, 0));
+        let mount = mount_of(&mount, "tried");
+        assert_eq!(
+            (&mount["stable"], &mount["last_switch"]["reason"]),
+            (&"fuse2".into(), &"as it is configured now".into())
+        );
+        assert_eq!((service.server("tried"), mount["health"].as_str()), (server, Some("healthy")), "{mount}");
+        service.stop();
+    });
+}
+
+#[test]
 fn an_operator_holds_and_hurries_it() {
     unless_skipped(require_root(), || {
         let service = start(LONG);

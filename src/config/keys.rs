@@ -177,7 +177,7 @@ pub(super) static MOUNT: &[Key<Mount>] = &[
         about: "The stable backend: fuse2, fuse3, or auto, which is fuse3 if this build has it, else fuse2. The names fusepy and pyfuse3, which older deployments set, mean fuse2 and fuse3.",
         variable: Some("LIGHTHOUSE_FUSE_BACKEND"),
         flag: Some("--backend"),
-        effect: Effect::Remount,
+        effect: Effect::Live,
     },
     Key {
         name: "fallback",

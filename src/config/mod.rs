@@ -491,6 +491,12 @@ impl Mount {
         }
     }
 
+    /// Whether the stable backend is the one that works: with `auto`, but for what is only to be tried.
+    #[must_use]
+    pub fn is_stable_open(&self) -> bool {
+        self.backend == BackendChoice::Auto && self.rollout.candidate.is_none()
+    }
+
     /// Backends in the order in which they are tried to serve: what works here is tried, not guessed.
     #[must_use]
     pub fn backends_to_try(&self) -> Vec<Backend> {

@@ -126,6 +126,14 @@ impl Facts {
         }
     }
 
+    /// The backend that serves when nobody wants another: the configured one, but where that is open the one that works.
+    #[must_use]
+    pub fn stable(&self) -> Backend {
+        let configured = self.wanted.stable();
+        let is_missing = self.server.is_some() && self.unavailable.iter().any(|one| one.backend == configured);
+        if is_missing && self.wanted.is_stable_open() { configured.other() } else { configured }
+    }
+
     /// Keys whose configured values do not count before another server starts.
     #[must_use]
     pub fn outdated(&self) -> Vec<&'static str> {
@@ -133,7 +141,6 @@ impl Facts {
         [
             ("source", now.source != then.source),
             ("mountpoint", now.mountpoint != then.mountpoint),
-            ("backend", now.backend != then.backend),
             ("helper", now.helper != then.helper),
             ("allow_other", now.allow_other != then.allow_other),
             ("read_only", now.read_only != then.read_only),
@@ -153,8 +160,6 @@ impl Facts {
 /// What a server says when it begins to serve.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Greeting {
-    /// The backend that serves when nobody wants another.
-    pub stable: Backend,
     /// The backend that serves.
     pub active: Backend,
     /// Minor version of the FUSE protocol that the kernel speaks.

@@ -254,7 +254,7 @@ impl<'a> Task<'a> {
                     Some(Request::Reconfigure(mount)) => {
                         self.reconfigure(&mount);
                         // It may hang by what was wrong in the configuration.
-                        if !self.facts.borrow().outdated().is_empty() {
+                        if self.is_to_be_another() {
                             tracing::info!(mount = self.mount.name, "it is to be another: begun anew");
                             return Err(End::Superseded);
                         }
@@ -298,15 +298,15 @@ impl<'a> Task<'a> {
     }
 
     fn greet(&mut self, hello: Hello, how: How) {
-        let Hello { mount_id, stable, active, protocol_minor, helper, unavailable, last_switch, drill, .. } = hello;
+        let Hello { mount_id, active, protocol_minor, helper, unavailable, last_switch, drill, .. } = hello;
         self.number = self.place.as_deref().and(mount_id);
         self.facts.send_modify(|facts| {
             facts.phase = Phase::Serving;
-            facts.greeting = Some(Greeting { stable, active, protocol_minor, helper });
+            facts.greeting = Some(Greeting { active, protocol_minor, helper });
             facts.unavailable = unavailable;
             facts.drill = drill;
         });
-        self.happened(Happened::Began { stable, serving: active, how });
+        self.happened(Happened::Began { serving: active, how });
         tracing::debug!(mount = self.mount.name, %active, "it is served");
         let mut failures = 0;
         self.facts.send_modify(|facts| failures = mem::take(&mut facts.failures));
@@ -338,10 +338,17 @@ impl<'a> Task<'a> {
         }
     }
 
+    /// Whether its server, which does not serve yet, was started with something else than is configured now.
+    fn is_to_be_another(&self) -> bool {
+        let facts = self.facts.borrow();
+        !facts.outdated().is_empty() || facts.wanted.backend != facts.started_as.backend
+    }
+
     /// Takes what can change under a server that serves; the rest counts when it is mounted again.
     fn reconfigure(&mut self, wanted: &Mount) {
         self.facts.send_modify(|facts| facts.wanted = Arc::new(wanted.clone()));
-        let live = Mount { deadlines: wanted.deadlines, fallback: wanted.fallback, ..(*self.mount).clone() };
+        let Mount { backend, deadlines, fallback, .. } = *wanted;
+        let live = Mount { backend, deadlines, fallback, ..(*self.mount).clone() };
         if live == *self.mount {
             return;
         }

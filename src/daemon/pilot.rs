@@ -35,8 +35,6 @@ const KEEPING: Duration = Duration::from_secs(5);
 pub enum Happened {
     /// A server serves.
     Began {
-        /// The backend that serves when nobody wants another.
-        stable: Backend,
         /// The one that serves.
         serving: Backend,
         /// How it came to that.
@@ -185,7 +183,7 @@ async fn run(controls: Controls, mut asked: mpsc::Receiver<Ask>, show: watch::Se
         events,
         show,
         rollbacks,
-        stable: None,
+        is_begun: false,
         patience: Patience::default(),
     };
     task.show();
@@ -244,8 +242,8 @@ struct Task {
     events: Events,
     show: watch::Sender<Option<Shown>>,
     rollbacks: BTreeMap<&'static str, u64>,
-    /// The stable backend of the server that serves.
-    stable: Option<Backend>,
+    /// Whether there is a server that serves.
+    is_begun: bool,
     patience: Patience,
 }
 
@@ -285,7 +283,8 @@ impl Task {
     }
 
     fn terms(&self) -> Terms {
-        Terms::of(&self.facts.borrow().wanted, self.stable, &self.machine)
+        let facts = self.facts.borrow();
+        Terms::of(&facts.wanted, self.is_begun.then(|| facts.stable()), &self.machine)
     }
 
     /// Lets the rollout decide, on a thread that may wait for the disk. `by` is what makes it so, for whoever counts.
@@ -367,8 +366,8 @@ impl Task {
                     let _ = answer.send(rollout.wanted());
                 }
             }
-            Happened::Began { stable, serving, how } => {
-                self.stable = Some(stable);
+            Happened::Began { serving, how } => {
+                self.is_begun = true;
                 self.reload().await;
                 let event = match how {
                     How::Started => Event::ServerStarted { serving },
@@ -382,7 +381,7 @@ impl Task {
             }
             Happened::Ended { died } => {
                 self.follow(Event::ServerEnded { died }, "server_died").await;
-                self.stable = None;
+                self.is_begun = false;
             }
             Happened::FailedOver { to, why } => self.follow(Event::FailedOver { to, why }, "ended_session").await,
         }
@@ -390,8 +389,8 @@ impl Task {
 
     async fn reload(&mut self) {
         let terms = self.terms();
-        let decided = self.decide("reload", move |rollout| rollout.reload(terms, Moment::now())).await;
-        self.carry_out(decided, "reload").await;
+        let decided = self.decide(RELOAD, move |rollout| rollout.reload(terms, Moment::now())).await;
+        self.carry_out(decided, RELOAD).await;
     }
 
     /// What nobody waits for. `by` is what makes it so, for whoever counts.
@@ -411,7 +410,7 @@ impl Task {
             self.said = None;
             self.tell(&handled.notes, by);
             let Some(serving) = handled.serve else { return };
-            let Err(error) = self.order(serving, why(&handled.notes)).await else { return };
+            let Err(error) = self.order(serving, why(&handled.notes, by)).await else { return };
             let Some(failed) = self.failed(&error) else { return };
             next = self.decide(by, move |rollout| rollout.handle(&failed, Moment::now())).await;
         }
@@ -453,7 +452,7 @@ impl Task {
         self.tell(&handled.notes, OPERATOR);
         let mut outcome = Outcome { notes: handled.notes.iter().map(ToString::to_string).collect(), switched: None };
         if let Some(serving) = handled.serve {
-            let why = if is_switch { (Cause::Operator, OPERATOR.into()) } else { why(&handled.notes) };
+            let why = if is_switch { (Cause::Operator, OPERATOR.into()) } else { why(&handled.notes, OPERATOR) };
             match self.order(serving, why).await {
                 Ok(switched) => outcome.switched = switched,
                 Err(error) => {
@@ -559,14 +558,17 @@ impl Task {
 
 /// Why a change was made, where a person has asked for it.
 pub const OPERATOR: &str = "operator";
+/// The same, where another configuration makes it so.
+const RELOAD: &str = "reload";
 
-/// Why the server is ordered something, by what was told.
-fn why(notes: &[Note]) -> (Cause, String) {
+/// Why the server is ordered something: by what was told, else by what has made it so.
+fn why(notes: &[Note], by: &str) -> (Cause, String) {
     let pin = notes.iter().find_map(|note| if let Note::RolledBack(pin) = note { Some(pin) } else { None });
     match (pin, notes.last()) {
         (Some(pin), _) => (Cause::Rollback, pin.reason.clone()),
         (None, Some(Note::Step { step, weight, .. })) => (Cause::Rollout, format!("rollout step {step}, {weight} %")),
         (None, Some(note)) => (Cause::Rollout, note.to_string()),
+        (None, None) if by == RELOAD => (Cause::Rollout, "as it is configured now".into()),
         (None, None) => (Cause::Rollout, "as it was before".into()),
     }
 }

@@ -284,7 +284,7 @@ impl Handle {
         // Those that the deadline has answered are in a handler, but nobody waits for them.
         let in_flight: Vec<_> = in_flight.into_iter().filter(|one| !one.abandoned).collect();
         let oldest = in_flight.iter().map(crate::ledger::InFlight::age).max().unwrap_or_default();
-        let stable = facts.greeting.as_ref().map_or_else(|| facts.mount.stable(), |greeting| greeting.stable);
+        let stable = facts.stable();
         let backends: Vec<_> = Backend::ALL.into_iter().map(|backend| backend_status(backend, &facts)).collect();
         let heartbeat = ledger.map_or_else(coarse_now, |ledger| ledger.heartbeat());
         let silence = Duration::from_nanos(coarse_now().saturating_sub(heartbeat));

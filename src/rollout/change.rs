@@ -243,8 +243,6 @@ impl Change<'_> {
             },
             Phase::Committed { candidate } => match plan {
                 _ if candidate == self.terms.stable => self.end("what was committed is the stable backend now"),
-                // It counts when the mount is made anew; until then what was committed goes on.
-                _ if candidate == self.terms.configured => return,
                 Some(plan) if plan.candidate == candidate && !fleet => return,
                 Some(_) if fleet => self.end("the fleet's share takes the place of what was committed"),
                 _ => self.end("the configuration has what was committed no more"),

@@ -60,28 +60,24 @@ impl Plan {
 pub struct Terms {
     /// The mount's name.
     pub mount: String,
-    /// The stable backend of the mount as it is served now; as configured, while it is not.
+    /// The stable backend: as configured, or, with `auto`, the one that works.
     pub stable: Backend,
-    /// The stable backend that is configured; another one counts when the mount is made anew.
-    pub configured: Backend,
     /// What is to be tried.
     plan: Option<Plan>,
 }
 
 impl Terms {
-    /// Of a mount as it is configured. `served`: the stable backend of the mount as it is served now, if it is.
+    /// Of a mount as it is configured. `served`: its stable backend as it is served now, if it is.
     #[must_use]
     pub fn of(mount: &Mount, served: Option<Backend>, machine: &Result<MachineId, MachineIdError>) -> Self {
-        let configured = mount.stable();
         Self {
             mount: mount.name.clone(),
-            stable: served.unwrap_or(configured),
-            configured,
+            stable: served.unwrap_or_else(|| mount.stable()),
             plan: Plan::of(mount, machine),
         }
     }
 
-    /// What is to be tried beside the stable backend. What is stable as long as this mount is served is not.
+    /// What is to be tried beside the stable backend.
     #[must_use]
     pub fn plan(&self) -> Option<&Plan> {
         self.plan.as_ref().filter(|plan| plan.candidate != self.stable)

@@ -197,7 +197,6 @@ enum End {
 
 struct Control {
     mount: Mount,
-    stable: Backend,
     served: Served,
     unavailable: Vec<Unavailable>,
     last_switch: Option<PastSwitch>,
@@ -250,14 +249,8 @@ impl Control {
         for Unavailable { backend, reason } in &unavailable {
             tracing::warn!(%backend, active = %served.active(), "a backend does not come up: {reason}");
         }
-        let wanted = mount.stable();
-        let is_missing = unavailable.iter().any(|one| one.backend == wanted);
-        // With `auto`, the first that works here; but not what is only to be tried.
-        let is_open = mount.backend == BackendChoice::Auto && mount.rollout.candidate.is_none();
-        let stable = if is_open && is_missing { served.active() } else { wanted };
         let tree = Tree::default();
-        let control =
-            Self { mount, stable, served, unavailable, last_switch: None, because: None, ledger, wake, ended, tree };
+        let control = Self { mount, served, unavailable, last_switch: None, because: None, ledger, wake, ended, tree };
         Ok((control, prepared))
     }
 
@@ -266,7 +259,6 @@ impl Control {
             version: orders::VERSION,
             mount: self.mount.clone(),
             mount_id: self.served.connection().mount_id(),
-            stable: self.stable,
             active: self.served.active(),
             protocol_minor: self.served.connection().negotiated().kernel_minor,
             helper: self.served.connection().made_by(),

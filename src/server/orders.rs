@@ -129,8 +129,6 @@ pub struct Hello {
     pub mount: Mount,
     /// The mount's number in mountinfo, if it could be seen.
     pub mount_id: Option<u32>,
-    /// The backend that serves when nobody wants another: the configured one, or, if that is `auto`, the first that works.
-    pub stable: Backend,
     /// The backend that serves.
     pub active: Backend,
     /// Minor version of the FUSE protocol that the kernel speaks (7.x).

@@ -294,12 +294,9 @@ fn what_is_committed_becomes_stable() {
     mount.backend = crate::config::BackendChoice::Only(CANDIDATE);
     let machine = MachineId::of(&daemon());
     let mut stage = stage(Situation::Committed);
-    let reloaded = stage.reload(Terms::of(&mount, Some(STABLE), &machine));
-    assert_eq!((reloaded.serve, stage.weight()), (None, 100), "the mount stays as it is until it is made anew");
-    stage.event(Event::ServerEnded { died: false });
-    stage.terms = Terms::of(&mount, Some(CANDIDATE), &machine);
-    let started = stage.event(Event::ServerStarted { serving: CANDIDATE });
-    assert_eq!((stage.situation(), started.serve), (Situation::NoCandidate, None));
+    let reloaded = stage.reload(Terms::of(&mount, Some(CANDIDATE), &machine));
+    assert_eq!((reloaded.serve, stage.weight()), (None, 0), "it serves already, and is no candidate any more");
+    assert_eq!(stage.situation(), Situation::NoCandidate);
     assert_eq!(*stage.state.phase(), Phase::Idle { by_hand: None });
 }
 
