@@ -4,7 +4,8 @@
 //!
 //! Short runs alternate between the two, so that whatever else the machine does meets both. Each pair of runs has mounts of
 //! its own: how client and server take turns on a processor settles by chance when they meet, and then lasts. A row says
-//! the median of the ratios of the pairs, with an interval by bootstrap.
+//! the median of the ratios of the pairs, with an interval by bootstrap; the last one of a backend the geometric mean of
+//! its rows.
 
 mod bare;
 #[path = "../tests/support/mod.rs"]
@@ -59,6 +60,19 @@ struct Row {
     ratio: f64,
     interval: [f64; 2],
     reaches_1: bool,
+    /// Of each pair.
+    #[serde(skip)]
+    ratios: Vec<f64>,
+}
+
+/// Of one backend, over all that it was asked.
+#[derive(Serialize)]
+struct Overall {
+    name: String,
+    /// Geometric mean of the rows.
+    ratio: f64,
+    interval: [f64; 2],
+    reaches_1: bool,
 }
 
 /// Of one run.
@@ -73,7 +87,9 @@ fn main() {
     let arguments = Arguments::parse();
     let all = all_cpus();
     let mut rows = Vec::new();
+    let mut overall = Vec::new();
     for backend in Backend::ALL.into_iter().filter(|backend| backend.is_built_in()) {
+        let first = rows.len();
         for (clients, placement) in [(1, Placement::OneCpu), (4, Placement::Anywhere)] {
             for work in Work::ALL {
                 let name =
@@ -86,10 +102,31 @@ fn main() {
                 }
             }
         }
+        if rows.len() > first + 1 {
+            let all = Overall::of(backend, &rows[first..]);
+            if !arguments.json {
+                all.say();
+            }
+            overall.push(all);
+        }
     }
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&rows).expect("JSON"));
+        let said = serde_json::json!({"rows": rows, "overall": overall});
+        println!("{}", serde_json::to_string_pretty(&said).expect("JSON"));
     }
+}
+
+/// The 95 % interval of a figure, by bootstrap.
+fn interval(mut resampled: impl FnMut(&mut fastrand::Rng) -> f64) -> [f64; 2] {
+    let mut random = fastrand::Rng::with_seed(SEED);
+    let mut figures: Vec<f64> = (0..RESAMPLES).map(|_| resampled(&mut random)).collect();
+    figures.sort_by(f64::total_cmp);
+    [figures[RESAMPLES / 40], figures[RESAMPLES - 1 - RESAMPLES / 40]]
+}
+
+/// The median of as many of these as there are, drawn with replacement.
+fn median_of_resampled(ratios: &[f64], random: &mut fastrand::Rng) -> f64 {
+    median((0..ratios.len()).map(|_| ratios[random.usize(..ratios.len())]).collect())
 }
 
 /// Measures one row.
@@ -157,12 +194,7 @@ fn run(served: &dyn Served, work: Work, clients: usize, placement: Placement, al
 impl Row {
     fn of(name: String, pairs: &[(Run, Run)]) -> Self {
         let ratios: Vec<f64> = pairs.iter().map(|(bare, ours)| ours.rate / bare.rate).collect();
-        let mut random = fastrand::Rng::with_seed(SEED);
-        let mut medians: Vec<f64> = (0..RESAMPLES)
-            .map(|_| median((0..ratios.len()).map(|_| ratios[random.usize(..ratios.len())]).collect()))
-            .collect();
-        medians.sort_by(f64::total_cmp);
-        let interval = [medians[RESAMPLES / 40], medians[RESAMPLES - 1 - RESAMPLES / 40]];
+        let interval = interval(|random| median_of_resampled(&ratios, random));
         let of = |what: fn(&(Run, Run)) -> f64| median(pairs.iter().map(what).collect());
         Self {
             name,
@@ -170,18 +202,36 @@ impl Row {
             ours: of(|(_, ours)| ours.rate),
             bare_cpu: of(|(bare, _)| bare.cpu),
             ours_cpu: of(|(_, ours)| ours.cpu),
-            ratio: median(ratios),
+            ratio: median(ratios.clone()),
             interval,
             reaches_1: interval[1] >= 1.0,
+            ratios,
         }
     }
 
     fn say(&self) {
-        let Self { name, bare, ours, bare_cpu, ours_cpu, ratio, interval: [low, high], reaches_1 } = self;
+        let Self { name, bare, ours, bare_cpu, ours_cpu, ratio, interval: [low, high], reaches_1, .. } = self;
         let verdict = if *reaches_1 { "reaches 1" } else { "below 1" };
         println!(
             "{name:<28} bare {bare:>7.0}/s {bare_cpu:>6.2} µs  ours {ours:>7.0}/s {ours_cpu:>6.2} µs  ratio {ratio:.3} [{low:.3}, {high:.3}] {verdict}"
         );
+    }
+}
+
+impl Overall {
+    fn of(backend: Backend, rows: &[Row]) -> Self {
+        let mean = |ratios: &mut dyn FnMut(&Row) -> f64| {
+            (rows.iter().map(|row| ratios(row).ln()).sum::<f64>() / rows.len() as f64).exp()
+        };
+        let interval = interval(|random| mean(&mut |row| median_of_resampled(&row.ratios, random)));
+        let ratio = mean(&mut |row| row.ratio);
+        Self { name: format!("{backend}, all"), ratio, interval, reaches_1: interval[1] >= 1.0 }
+    }
+
+    fn say(&self) {
+        let Self { name, ratio, interval: [low, high], reaches_1 } = self;
+        let verdict = if *reaches_1 { "reaches 1" } else { "below 1" };
+        println!("{name:<28} ratio {ratio:.3} [{low:.3}, {high:.3}] {verdict}");
     }
 }
 
