@@ -85,7 +85,7 @@ metrics! {
     SwitchPause = Histogram "lighthouse_fuse_switch_pause_seconds" ["mount"]
         "Time in which no backend read requests, in switches that were done.";
     Rollbacks = Counter "lighthouse_fuse_rollbacks_total" ["mount", "reason"]
-        "Rollbacks since the daemon began. reason: operator, ended_session, server_died.";
+        "Rollbacks since the daemon began. reason: operator, server_died, or the guard's rule: error_rate, p99, probe_p99, divergence, hang, consecutive_errors, failed_probe, ended_session, lost_requests, prometheus.";
     RolloutState = Gauge "lighthouse_fuse_rollout_state" ["mount"]
         "0 idle, 1 running, 2 paused, 3 committed, 4 aborted, 5 rolled back, 6 unreadable. Absent without a candidate.";
     RolloutStep = Gauge "lighthouse_fuse_rollout_step" ["mount"]
@@ -94,6 +94,8 @@ metrics! {
         "When the step began, in Unix time. Absent without one.";
     Pinned = Gauge "lighthouse_fuse_pinned" ["mount"]
         "1 if a rollback holds the mount to its stable backend.";
+    GuardVerdict = Gauge "lighthouse_fuse_guard_verdict" ["mount", "rule", "verdict"]
+        "1 for what the guard says by the rule, 0 for the rest of healthy, breach, no_data, source. Absent while nothing is tried.";
     ReloadSuccess = Gauge "lighthouse_fuse_config_reload_success" []
         "1 if the last reload of the configuration was taken, or none was asked for.";
     BuildInfo = Gauge "lighthouse_fuse_build_info" ["version", "revision", "fuser", "fuse3"]
@@ -125,10 +127,12 @@ pub struct MountFigures {
     pub is_pinned: bool,
     /// Rollbacks, by what made them so.
     pub rollbacks: BTreeMap<&'static str, u64>,
+    /// What the guard says by each rule, in its names.
+    pub verdicts: Vec<(&'static str, &'static str)>,
 }
 
-/// What makes a rollback.
-const ROLLBACKS: [&str; 3] = ["operator", "ended_session", "server_died"];
+/// What the guard may say.
+const VERDICTS: [&str; 4] = ["healthy", "breach", "no_data", "source"];
 
 /// How far a rollout is.
 #[derive(Clone, Debug)]
@@ -203,8 +207,13 @@ fn show_mount(families: &mut Families, mount: &MountFigures) {
     families.gauge(Id::MountUp, &[name], mount.is_up.into());
     families.gauge(Id::Degraded, &[name], mount.is_degraded.into());
     families.gauge(Id::Pinned, &[name], mount.is_pinned.into());
-    for reason in ROLLBACKS {
-        families.counter(Id::Rollbacks, &[name, reason], mount.rollbacks.get(reason).copied().unwrap_or(0));
+    for (reason, count) in &mount.rollbacks {
+        families.counter(Id::Rollbacks, &[name, reason], *count);
+    }
+    for (rule, is) in &mount.verdicts {
+        for verdict in VERDICTS {
+            families.gauge(Id::GuardVerdict, &[name, rule, verdict], f64::from(u8::from(verdict == *is)));
+        }
     }
     if let Some(rollout) = &mount.rollout {
         families.gauge(Id::RolloutState, &[name], rollout.state.into());
@@ -391,6 +400,7 @@ mod tests {
             rollout: Some(RolloutFigures { state: 1, step: 2, entered: Some(SystemTime::UNIX_EPOCH) }),
             is_pinned: false,
             rollbacks: [("operator", 3)].into(),
+            verdicts: vec![("p99", "no_data")],
         };
         Figures { mounts: vec![mount], is_reload_taken: true }
     }
@@ -420,6 +430,8 @@ mod tests {
             r#"lighthouse_fuse_kernel_waiting{mount="a \"b\""} 2"#,
             r#"lighthouse_fuse_rollout_step{mount="a \"b\""} 2"#,
             r#"lighthouse_fuse_rollbacks_total{mount="a \"b\"",reason="operator"} 3"#,
+            r#"lighthouse_fuse_guard_verdict{mount="a \"b\"",rule="p99",verdict="no_data"} 1"#,
+            r#"lighthouse_fuse_guard_verdict{mount="a \"b\"",rule="p99",verdict="breach"} 0"#,
             "lighthouse_fuse_config_reload_success 1",
         ];
         for line in lines.map(|line| line.replace("backend=\"fuse2\"", &format!("backend=\"{backend}\""))) {

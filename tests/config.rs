@@ -106,7 +106,8 @@ threads = "3"
 max_read = "1MiB"
 "cache.entries" = "1s"
 [mount.guard]
-window = "60s"
+error_rate = "1 %"
+prometheus = { url = "http://prometheus" }
 [[mount]]
 source = ""
 allow_other = 1
@@ -127,15 +128,17 @@ FILE:14: mount.io.max_write: "2MiB" is out of range; use 4KiB to 1MiB, whole pag
 FILE:15: mount.io.threads: has the wrong type: string; write a whole number, without quotes: 1 to 64
 FILE:16: mount.io.max_read: this key is not supported by this version; remove it
 FILE:17: mount.io.cache.entries: unknown key; entries belongs in [mount.cache]
-FILE:18: mount.guard: this key is not supported by this version; remove it
-FILE:20: mount.mountpoint: is missing; add mountpoint = "/…"
-FILE:20: mount.name: "default" is the name of another mount too, that of line 7; give each mount a name of its own
-FILE:21: mount.source: "" is empty; write the whole path, from / on
-FILE:22: mount.allow_other: has the wrong type: integer; write true or false, without quotes
-FILE:23: mount.io: is no table; write [mount.io] above its keys
-FILE:24: mount.frobnicate: unknown key; remove it; `lighthouse-fs config example` shows the keys there are
-FILE:25: mount.deadlines.drain: has the wrong type: integer; write it in quotes: 10ms to 1h
-FILE:26: mount.bacend: unknown key; did you mean backend?
+FILE:19: mount.guard.error_rate: has the wrong type: string; write a number, without quotes: 0.000001 to 1
+FILE:20: mount.guard.prometheus.query: there is no query beside it; give url, query and above, or none of them
+FILE:20: mount.guard.prometheus.above: there is no above beside it; give url, query and above, or none of them
+FILE:21: mount.mountpoint: is missing; add mountpoint = "/…"
+FILE:21: mount.name: "default" is the name of another mount too, that of line 7; give each mount a name of its own
+FILE:22: mount.source: "" is empty; write the whole path, from / on
+FILE:23: mount.allow_other: has the wrong type: integer; write true or false, without quotes
+FILE:24: mount.io: is no table; write [mount.io] above its keys
+FILE:25: mount.frobnicate: unknown key; remove it; `lighthouse-fs config example` shows the keys there are
+FILE:26: mount.deadlines.drain: has the wrong type: integer; write it in quotes: 10ms to 1h
+FILE:27: mount.bacend: unknown key; did you mean backend?
 "#;
     assert_eq!(mistakes(text), expected);
 }

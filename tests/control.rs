@@ -132,6 +132,7 @@ impl Daemon {
         let (requests, mut received) = mpsc::channel(16);
         let folder = tempfile::tempdir().unwrap();
         let (happened, heard) = mpsc::unbounded_channel();
+        let prober = Prober::off("nothing is mounted");
         let pilot = Pilot::start(Controls {
             store: Store::new(folder.path(), "default"),
             machine: MachineId::of(&lighthouse_fs::config::Daemon::new(folder.path())),
@@ -139,6 +140,7 @@ impl Daemon {
             happened: heard,
             requests: requests.clone(),
             events: Events::default(),
+            prober: prober.clone(),
         });
         let task = tokio::spawn(async move {
             let plan = Plan {
@@ -154,7 +156,6 @@ impl Daemon {
         });
         let socket = folder.path().join("control.sock");
         let listener = UnixListener::bind(&socket).unwrap();
-        let prober = Prober::off("nothing is mounted");
         let handle = Handle { facts: watcher.clone(), prober, requests: requests.clone(), pilot };
         let mounts = Mounts::new(false);
         mounts.set(vec![handle]);

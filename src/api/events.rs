@@ -99,6 +99,23 @@ pub enum Event {
         #[schema(value_type = Object)]
         figures: serde_json::Value,
     },
+    /// The guard says something else by a rule than before.
+    Verdict {
+        /// The mount.
+        mount: String,
+        /// The rule.
+        rule: String,
+        /// `healthy`, `breach`, `no_data`, `source`.
+        verdict: String,
+        /// What was measured.
+        value: Option<f64>,
+        /// What it must not exceed.
+        threshold: Option<f64>,
+        /// How many answers, comparisons or questions that rests on.
+        samples: u64,
+        /// In words.
+        reason: String,
+    },
     /// Something else has happened to a rollout.
     Rollout {
         /// The mount.
@@ -159,6 +176,7 @@ impl Event {
             Self::Mount { .. } => "mount",
             Self::Step { .. } => "step",
             Self::Rollback { .. } => "rollback",
+            Self::Verdict { .. } => "verdict",
             Self::Rollout { .. } => "rollout",
             Self::Reload { .. } => "reload",
             Self::Gap { .. } => "gap",
@@ -373,6 +391,15 @@ mod tests {
             Event::Mount { mount: mount(), state: MountState::Serving, reason: None },
             Event::SwitchFailed { mount: mount(), to, reason: mount() },
             Event::Failover { mount: mount(), from, to, reason: mount(), pause_ms },
+            Event::Verdict {
+                mount: mount(),
+                rule: mount(),
+                verdict: mount(),
+                value: Some(0.5),
+                threshold: None,
+                samples: 7,
+                reason: mount(),
+            },
             Event::Switch { mount: mount(), from, to, reason, pause_ms, in_flight: 0, answered_for_hung: 0 },
         ] {
             let published = Published::new(7, event.clone());

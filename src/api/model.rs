@@ -132,8 +132,8 @@ pub struct MountStatus {
     pub pinned: Option<PinStatus>,
     /// The rollout.
     pub rollout: Option<RolloutStatus>,
-    /// The guard's rules and verdicts.
-    pub guard: Vec<serde_json::Value>,
+    /// What the guard says of what is tried, rule by rule; empty while nothing is.
+    pub guard: Vec<GuardStatus>,
     /// Requests that are being handled now.
     pub in_flight: usize,
     /// Age of the oldest of them; 0 without any.
@@ -180,6 +180,24 @@ pub struct PinStatus {
     pub figures: serde_json::Value,
 }
 
+/// What the guard says by one rule.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct GuardStatus {
+    /// `error_rate`, `p99`, `probe_p99`, `divergence`, `hang`, `consecutive_errors`, `failed_probe`, `ended_session`,
+    /// `lost_requests`, `prometheus`.
+    pub rule: String,
+    /// `healthy`, `breach`, `no_data`; `source` if the stable backend breaks it too.
+    pub verdict: String,
+    /// What was measured: a share from 0 to 1, seconds, or a number, as the threshold is.
+    pub value: Option<f64>,
+    /// What it must not exceed.
+    pub threshold: Option<f64>,
+    /// How many answers, comparisons or questions that rests on.
+    pub samples: u64,
+    /// In words.
+    pub reason: String,
+}
+
 /// How far a rollout is.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct RolloutStatus {
@@ -199,7 +217,7 @@ pub struct RolloutStatus {
     pub elapsed_seconds: Option<f64>,
     /// How much it needs, in seconds.
     pub for_seconds: Option<f64>,
-    /// Why it is paused, aborted, rolled back or unreadable.
+    /// Why it is paused, aborted, rolled back or unreadable; or what a step waits for whose time is over.
     pub reason: Option<String>,
 }
 

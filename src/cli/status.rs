@@ -119,6 +119,9 @@ fn show(args: &Args, statuses: &[Status]) -> ExitCode {
         }
         if let Some(rollout) = mount.rollout.as_ref().filter(|rollout| rollout.step.is_some()) {
             text += &format!("\n{}: {}{}", printable(&mount.name), rollout.state, super::rollout::step(rollout));
+            if let Some(reason) = &rollout.reason {
+                text += &format!(": {}", printable(reason));
+            }
         }
         // No fault, so not among the reasons; but healthy means less then.
         if let ("not probed", Some(why)) = (mount.probe.state.as_str(), &mount.probe.reason) {
@@ -126,6 +129,9 @@ fn show(args: &Args, statuses: &[Status]) -> ExitCode {
         }
         if args.mount.is_some() {
             text += &format!("\n\n{}", details(mount).trim_fmt());
+            if !mount.guard.is_empty() {
+                text += &format!("\n\n{}", guard(mount).trim_fmt());
+            }
         }
     }
     say(text)
@@ -181,6 +187,16 @@ fn details(mount: &MountStatus) -> Table {
                 _ => String::new(),
             },
         ]);
+    }
+    table
+}
+
+/// What the guard says, in the same words as a rollback would.
+fn guard(mount: &MountStatus) -> Table {
+    let mut table = plain(["RULE", "VERDICT", "SAMPLES", ""]);
+    for rule in &mount.guard {
+        let samples = rule.samples.to_string();
+        table.add_row([printable(&rule.rule), printable(&rule.verdict), samples, printable(&rule.reason)]);
     }
     table
 }

@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::load::{Draft, Section};
 use super::problem::{Origin, Problem, Wrong};
-use super::{Mount, Rollout, is_loopback};
+use super::{Mount, Prometheus, Rollout, is_loopback};
 
 /// A daemon has a process for each; and each is compared with each.
 const MOST_MOUNTS: usize = 256;
@@ -36,6 +36,7 @@ pub(super) fn check(draft: &mut Draft, file: Option<&Path>) {
             outside(mount, "api.token_file", "the token file", token, &mut problems);
         }
         rollout(mount, &mut problems);
+        prometheus(mount, &mut problems);
         if let Some(path) = file {
             let path = std::path::absolute(path).unwrap_or_else(|_| path.into());
             let origin = Origin::File { file: path.clone(), line: None };
@@ -169,6 +170,20 @@ fn rollout(mount: &Section<Mount>, problems: &mut Vec<Problem>) {
             "the share of machines (fleet) takes the place of steps",
             "remove one of them: raise fleet = { weight = … } step by step, or let each machine go through steps",
         );
+    }
+}
+
+/// Whether a question to Prometheus is whole.
+fn prometheus(mount: &Section<Mount>, problems: &mut Vec<Problem>) {
+    let Prometheus { url, query, above } = &mount.value.guard.prometheus;
+    let all = [("url", url.is_some()), ("query", query.is_some()), ("above", above.is_some())]
+        .map(|(name, is_there)| (name, format!("guard.prometheus.{name}"), is_there));
+    let Some((_, given, _)) = all.iter().find(|(_, _, is_there)| *is_there) else { return };
+    // One that was wrong has been told of.
+    for (name, key, _) in all.iter().filter(|(_, key, is_there)| !is_there && *mount.origin_of(key) == Origin::Default)
+    {
+        let wrong = Wrong::new(format!("there is no {name} beside it"), "give url, query and above, or none of them");
+        problems.push(Problem { origin: mount.origin_of(given).clone(), key: Some(format!("mount.{key}")), wrong });
     }
 }
 

@@ -51,6 +51,8 @@ const fn secs(seconds: u64) -> Duration {
 
 const MONTH: u64 = 30 * 24 * 3600;
 const HOUR: u64 = 3600;
+/// One in a million: with less, a step would wait for evidence for months.
+const SMALLEST_SHARE: f64 = 0.000_001;
 
 pub(super) static DAEMON: &[Key<Daemon>] = &[
     Key {
@@ -349,6 +351,86 @@ pub(super) static MOUNT: &[Key<Mount>] = &[
         flag: None,
         effect: Effect::Live,
     },
+    Key {
+        name: "guard.window",
+        kind: Kind::Duration(|mount| &mut mount.guard.window, secs(1)..=secs(24 * HOUR)),
+        about: "How far back the guard looks when it judges the candidate of a rollout. A mount with few operations needs a longer one, or smaller minimum_samples.",
+        variable: None,
+        flag: None,
+        effect: Effect::Live,
+    },
+    Key {
+        name: "guard.minimum_samples",
+        kind: Kind::Count(|mount| &mut mount.guard.minimum_samples, 1..=1_000_000),
+        about: "So many answers (or comparisons) must have been seen before a share of them says anything. With fewer, a step waits.",
+        variable: None,
+        flag: None,
+        effect: Effect::Live,
+    },
+    Key {
+        name: "guard.error_rate",
+        kind: Kind::Number(|mount| &mut mount.guard.error_rate, SMALLEST_SHARE..=1.),
+        about: "Share of answers that may be errors of the backend itself: a panic, an answer at a deadline, a lost request. What the source or POSIX says is none.",
+        variable: None,
+        flag: None,
+        effect: Effect::Live,
+    },
+    Key {
+        name: "guard.p99",
+        kind: Kind::Duration(|mount| &mut mount.guard.p99, Duration::from_micros(10)..=secs(5)),
+        about: "99 of 100 requests must be answered within this time. It counts as the next bound of the metrics' buckets: … 250ms, 500ms, 1s, 2.5s, 5s.",
+        variable: None,
+        flag: None,
+        effect: Effect::Live,
+    },
+    Key {
+        name: "guard.divergence",
+        kind: Kind::Number(|mount| &mut mount.guard.divergence, SMALLEST_SHARE..=1.),
+        about: "Share of compared answers that may differ. To be sure of 0.001, some 4,000 comparisons are needed.",
+        variable: None,
+        flag: None,
+        effect: Effect::Live,
+    },
+    Key {
+        name: "guard.consecutive_errors",
+        kind: Kind::Count(|mount| &mut mount.guard.consecutive_errors, 1..=1_000_000),
+        about: "So many errors of the candidate in a row, without another answer of it between them, are a rollback at once.",
+        variable: None,
+        flag: None,
+        effect: Effect::Live,
+    },
+    Key {
+        name: "guard.hang",
+        kind: Kind::Duration(|mount| &mut mount.guard.hang, Duration::from_millis(100)..=secs(HOUR)),
+        about: "A request that is in a handler of the candidate for longer is a rollback.",
+        variable: None,
+        flag: None,
+        effect: Effect::Live,
+    },
+    Key {
+        name: "guard.prometheus.url",
+        kind: Kind::Url(|mount| &mut mount.guard.prometheus.url),
+        about: "A Prometheus server that knows more than this machine. Beside it query and above must be given; without an answer no step ends by itself.",
+        variable: None,
+        flag: None,
+        effect: Effect::Live,
+    },
+    Key {
+        name: "guard.prometheus.query",
+        kind: Kind::Text(|mount| &mut mount.guard.prometheus.query),
+        about: "What it is asked: a PromQL expression that gives one number.",
+        variable: None,
+        flag: None,
+        effect: Effect::Live,
+    },
+    Key {
+        name: "guard.prometheus.above",
+        kind: Kind::OptionalNumber(|mount| &mut mount.guard.prometheus.above),
+        about: "A number above this is a rollback.",
+        variable: None,
+        flag: None,
+        effect: Effect::Live,
+    },
 ];
 
 /// Keys and tables that later versions have: known, so that nobody is told to look for a slip of the pen.
@@ -359,7 +441,6 @@ pub(super) const LATER: &[&str] = &[
     "mount.survive",
     "mount.io.max_read",
     "mount.rollout.shadow_sample",
-    "mount.guard",
 ];
 
 /// A key found by its full name.

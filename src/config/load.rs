@@ -475,6 +475,7 @@ mod tests {
         // The example's own; there is no default.
         assert_eq!(settings.daemon.socket_group.take().as_deref(), Some("lighthouse"));
         assert_eq!(settings.daemon.machine_id.take().as_deref(), Some("node-17"));
+        assert!(std::mem::take(&mut settings.mounts[0].guard.prometheus).question().is_some());
         let rollout = std::mem::take(&mut settings.mounts[0].rollout);
         assert_eq!(rollout.steps, both.then(Rollout::default_steps));
         assert_eq!(settings.api.token_file.take().as_deref(), Some(Path::new("/run/secrets/lighthouse")));

@@ -5,6 +5,7 @@ mod changes;
 mod check;
 mod environment;
 mod file;
+mod guard;
 mod keys;
 mod load;
 mod problem;
@@ -24,6 +25,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use changes::{Change, Changes, changes};
+pub use guard::{Guard, Number, Prometheus, Question};
 pub use keys::Effect;
 pub use load::{Flags, Loaded, Shown, Sources, check_flag, load};
 pub use problem::{Errors, Origin, Problem, Wrong};
@@ -412,6 +414,9 @@ pub struct Mount {
     /// Which other backend is tried, and how. Servers of an earlier version do not know of it.
     #[serde(default)]
     pub rollout: Rollout,
+    /// By which figures the one that is tried is judged. As above.
+    #[serde(default)]
+    pub guard: Guard,
 }
 
 impl Daemon {
@@ -479,6 +484,7 @@ impl Mount {
             cache: Cache::default(),
             deadlines: Deadlines::default(),
             rollout: Rollout::default(),
+            guard: Guard::default(),
         }
     }
 

@@ -6,11 +6,13 @@ use serde_json::Value;
 
 use super::keys::{API, DAEMON, Key, LATER, MOUNT};
 use super::value::Kind;
-use super::{Api, Backend, Daemon, Mount, Rollout, environment, steps};
+use super::{Api, Backend, Daemon, Mount, Number, Prometheus, Rollout, environment, steps};
 
 /// The service's; an ordinary user's is another, as the key's description says.
 const SOCKET: &str = "/run/lighthouse-fs/control.sock";
 const STATE: &str = "/var/lib/lighthouse-fs";
+/// Errors of the candidate on all machines.
+const QUERY: &str = r#"sum(rate(lighthouse_fuse_operations_total{backend="fuse3",status="backend_error"}[5m])) / sum(rate(lighthouse_fuse_operations_total{backend="fuse3"}[5m]))"#;
 /// Columns of a line of the example.
 const WIDTH: usize = 100;
 
@@ -20,6 +22,8 @@ const WIDTH: usize = 100;
 pub fn example() -> String {
     let daemon = Daemon { socket_group: Some("lighthouse".into()), machine_id: Some("node-17".into()), ..service() };
     let mut mount = Mount::new("projects", "/srv/projects", "/mnt/projects");
+    mount.guard.prometheus =
+        Prometheus { url: Some("http://prometheus:9090".into()), query: Some(QUERY.into()), above: Number::new(0.01) };
     mount.rollout = Rollout { candidate: Some(Backend::Fuse3), steps: Some(Rollout::default_steps()), fleet: Some(10) };
     let mut text = String::from(
         "# Configuration of Lighthouse FS. Keys that begin with `#` show their default, or an example\n\
@@ -110,7 +114,7 @@ pub fn reference() -> String {
     reference_of(&mut text, DAEMON, &service());
     text += "\n## `[api]`\n\n";
     reference_of(&mut text, API, &Api::default());
-    text += "\n## `[[mount]]`\n\nOne for each mount. `io`, `cache`, `deadlines` and `rollout` are tables below it: `[mount.io]`.\n\n";
+    text += "\n## `[[mount]]`\n\nOne for each mount. `io`, `cache`, `deadlines`, `rollout` and `guard` are tables below it: `[mount.io]`.\n\n";
     reference_of(&mut text, MOUNT, &unset());
     text += "\n## Environment\n\n| variable | sets |\n|---|---|\n";
     for (table, name, variable) in variables() {

@@ -12,7 +12,7 @@ use serde_json::Value;
 use tracing_subscriber::EnvFilter;
 
 use super::problem::{Wrong, quoted};
-use super::{Backend, BackendChoice, Helper, LogFormat, Step, check_mount_name, steps};
+use super::{Backend, BackendChoice, Helper, LogFormat, Number, Step, check_mount_name, steps};
 
 const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 
@@ -59,6 +59,14 @@ pub(super) enum Kind<T> {
     Percent(At<T, Option<u8>>),
     /// What tells a machine from others.
     MachineId(At<T, Option<String>>),
+    /// A number that need not be whole.
+    Number(At<T, Number>, RangeInclusive<f64>),
+    /// Any number, or none.
+    OptionalNumber(At<T, Option<Number>>),
+    /// Where a server answers over HTTP, or none.
+    Url(At<T, Option<String>>),
+    /// A line of text, or none.
+    Text(At<T, Option<String>>),
 }
 
 /// What TOML calls it.
@@ -67,6 +75,8 @@ pub(super) enum Toml {
     String,
     Boolean,
     Integer,
+    /// A whole number will do too.
+    Float,
     /// Of strings, which have commas in between as text; or of tables.
     Array,
 }
@@ -78,6 +88,7 @@ impl<T> Kind<T> {
             Self::Flag(_) => Toml::Boolean,
             Self::Count(..) | Self::Percent(_) => Toml::Integer,
             Self::Steps(_) | Self::Hosts(_) => Toml::Array,
+            Self::Number(..) | Self::OptionalNumber(_) => Toml::Float,
             _ => Toml::String,
         }
     }
@@ -107,6 +118,10 @@ impl<T> Kind<T> {
             Self::Steps(_) => steps::EXPECTED.into(),
             Self::Percent(_) => "0 to 100".into(),
             Self::MachineId(_) => "up to 256 characters of text".into(),
+            Self::Number(_, range) => format!("{} to {}", range.start(), range.end()),
+            Self::OptionalNumber(_) => "a number, such as 0.01".into(),
+            Self::Url(_) => "an address such as \"http://prometheus:9090\"".into(),
+            Self::Text(_) => "text, up to 4096 bytes".into(),
         }
     }
 
@@ -184,8 +199,34 @@ impl<T> Kind<T> {
                 }
                 *at(target) = Some(text.to_owned());
             }
+            Self::Number(at, range) => {
+                let number = self.number(text)?;
+                if !range.contains(&number.get()) {
+                    return Err(self.refuse(text, "is out of range"));
+                }
+                *at(target) = number;
+            }
+            Self::OptionalNumber(at) => *at(target) = Some(self.number(text)?),
+            Self::Url(at) => {
+                let rest = text.strip_prefix("http://").unwrap_or_default();
+                let is_plain = |c: char| c.is_ascii_graphic() && !matches!(c, '@' | '?' | '#');
+                if rest.is_empty() || rest.starts_with('/') || text.len() > 4096 || !rest.chars().all(is_plain) {
+                    return Err(self.refuse(text, "is no address of an HTTP server"));
+                }
+                *at(target) = Some(text.trim_end_matches('/').to_owned());
+            }
+            Self::Text(at) => {
+                if text.trim().is_empty() || text.len() > 4096 || text.contains('\0') {
+                    return Err(self.refuse(text, "does not fit here"));
+                }
+                *at(target) = Some(text.to_owned());
+            }
         }
         Ok(())
+    }
+
+    fn number(&self, text: &str) -> Result<Number, Wrong> {
+        text.parse().ok().and_then(Number::new).ok_or_else(|| self.refuse(text, "is no number"))
     }
 
     fn address(&self, text: &str, now: Option<SocketAddr>) -> Result<Option<SocketAddr>, Wrong> {
@@ -256,7 +297,9 @@ impl<T: Clone> Kind<T> {
             Self::Candidate(at) => at(target).map(Backend::name).into(),
             Self::Steps(at) => at(target).as_deref().map(steps::show).into(),
             Self::Percent(at) => (*at(target)).into(),
-            Self::MachineId(at) => at(target).clone().into(),
+            Self::MachineId(at) | Self::Url(at) | Self::Text(at) => at(target).clone().into(),
+            Self::Number(at, _) => at(target).get().into(),
+            Self::OptionalNumber(at) => at(target).map(Number::get).into(),
         }
     }
 }
@@ -335,6 +378,7 @@ mod tests {
     #[case("io.max_readahead", "1000", "1000B")]
     #[case("cache.negative", "1m 30s", "1m 30s")]
     #[case("cache.negative", "30days", "30days")]
+    #[case("guard.prometheus.url", "http://prometheus:9090/", "http://prometheus:9090")]
     fn what_is_right_is_kept(#[case] key: &str, #[case] text: &str, #[case] shown: &str) {
         assert_eq!(set(key, text), Ok(shown.into()));
     }
@@ -359,6 +403,11 @@ mod tests {
     #[case("cache.entries", "31days", "use 0s to 30days")]
     #[case("cache.entries", "5", "is no time")]
     #[case("deadlines.drain", "0s", "use 10ms to 1h")]
+    #[case("guard.error_rate", "0", "\"0\" is out of range; use 0.000001 to 1")]
+    #[case("guard.error_rate", "nan", "is no number")]
+    #[case("guard.p99", "6s", "use 10us to 5s")]
+    #[case("guard.prometheus.url", "https://prometheus", "is no address of an HTTP server; use an address such as")]
+    #[case("guard.prometheus.above", "inf", "is no number")]
     fn what_is_wrong_is_told(#[case] key: &str, #[case] text: &str, #[case] why: &str) {
         let wrong = set(key, text).unwrap_err();
         assert!(wrong.contains(why), "{wrong}");

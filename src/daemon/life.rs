@@ -295,16 +295,18 @@ impl Life {
         let machine = MachineId::of(daemon);
         let (keeper, requests, facts) = Keeper::new(Arc::new(mount), plan, device);
         watch_for_lost(facts.clone(), requests.clone());
+        let prober = Prober::start(facts.clone());
         let pilot = Pilot::start(Controls {
             store,
             machine,
             facts: facts.clone(),
+            prober: prober.clone(),
             happened: heard,
             requests: requests.clone(),
             events: self.mounts.events(),
         });
         self.keepers.spawn(async { (name, keeper.run().await) });
-        Handle { prober: Prober::start(facts.clone()), facts, requests, pilot }
+        Handle { prober, facts, requests, pilot }
     }
 
     /// Servers that an earlier daemon has left and nobody wants any more.
@@ -510,7 +512,8 @@ impl Life {
         for mount in &mut settings.mounts {
             let served = handles.iter().find(|handle| handle.name() == mount.name).map(|handle| handle.facts.borrow());
             if let Some(facts) = served.filter(|facts| facts.greeting.is_some()) {
-                *mount = Mount { deadlines: mount.deadlines, fallback: mount.fallback, ..(*facts.started_as).clone() };
+                let Mount { deadlines, fallback, rollout, guard, .. } = mount.clone();
+                *mount = Mount { deadlines, fallback, rollout, guard, ..(*facts.started_as).clone() };
             }
         }
         settings

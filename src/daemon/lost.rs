@@ -90,6 +90,11 @@ async fn look_on(begun: &Facts, facts: &watch::Receiver<Facts>, requests: &mpsc:
     }
 }
 
+/// Whether requests that are lost are found here.
+pub(super) fn is_seen(facts: &Facts) -> bool {
+    device_of(facts).and_then(fusectl::waiting).is_some()
+}
+
 /// The file system's device number, if it can be told.
 fn device_of(facts: &Facts) -> Option<(u32, u32)> {
     let mounts = mountinfo::read().ok()?;

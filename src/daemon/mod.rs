@@ -5,6 +5,7 @@
 
 mod dead_mount;
 pub mod facts;
+pub mod guard;
 mod keeper;
 pub mod leftover;
 mod life;

@@ -12,10 +12,13 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::facts::{Facts, Phase};
+use super::guard::{self, Judged, Tried};
 use super::mount::Request;
+use super::prober::Prober;
 use crate::api::ControlError;
 use crate::api::events::{self, Events};
 use crate::config::Backend;
+use crate::guard::Rule;
 use crate::ledger::{Cause, Ledger};
 use crate::rollout::{
     self, Because, Event, HandleError, Handled, MachineId, MachineIdError, Moment, Note, Pin, Refused, Rollout,
@@ -117,6 +120,7 @@ struct Ask {
 pub struct Pilot {
     asks: mpsc::Sender<Ask>,
     shown: watch::Receiver<Option<Shown>>,
+    judged: watch::Receiver<Judged>,
 }
 
 /// What a pilot needs.
@@ -129,6 +133,8 @@ pub struct Controls {
     pub facts: watch::Receiver<Facts>,
     /// What happens to it.
     pub happened: mpsc::UnboundedReceiver<Happened>,
+    /// What asks through it.
+    pub prober: Prober,
     /// Where its keeper takes requests.
     pub requests: mpsc::Sender<Request>,
     /// Where what happens is made known.
@@ -141,14 +147,22 @@ impl Pilot {
     pub fn start(controls: Controls) -> Self {
         let (asks, asked) = mpsc::channel(16);
         let (show, shown) = watch::channel(None);
-        tokio::spawn(run(controls, asked, show));
-        Self { asks, shown }
+        let Controls { facts, prober, events, .. } = &controls;
+        let judged = guard::start(shown.clone(), facts.clone(), prober.clone(), events.clone());
+        tokio::spawn(run(controls, asked, show, judged.clone()));
+        Self { asks, shown, judged }
     }
 
     /// What is known now; `None` before the state directory was read.
     #[must_use]
     pub fn shown(&self) -> Option<Shown> {
         self.shown.borrow().clone()
+    }
+
+    /// What the guard has found.
+    #[must_use]
+    pub fn judged(&self) -> Judged {
+        self.judged.borrow().clone()
     }
 
     /// Asks for something, and returns when it is done or refused.
@@ -163,8 +177,13 @@ impl Pilot {
     }
 }
 
-async fn run(controls: Controls, mut asked: mpsc::Receiver<Ask>, show: watch::Sender<Option<Shown>>) {
-    let Controls { store, machine, facts, mut happened, requests, events } = controls;
+async fn run(
+    controls: Controls,
+    mut asked: mpsc::Receiver<Ask>,
+    show: watch::Sender<Option<Shown>>,
+    mut judged: watch::Receiver<Judged>,
+) {
+    let Controls { store, machine, facts, mut happened, prober: _, requests, events } = controls;
     let mount = facts.borrow().wanted.clone();
     let terms = Terms::of(&mount, None, &machine);
     let opened = tokio::task::spawn_blocking(move || Rollout::open(store, terms)).await;
@@ -172,7 +191,9 @@ async fn run(controls: Controls, mut asked: mpsc::Receiver<Ask>, show: watch::Se
         Ok(rollout) => Some(rollout),
         Err(error) => return tracing::error!(mount = mount.name, %error, "its rollout cannot be read"),
     };
-    let rollbacks = BTreeMap::new();
+    // From 0 on, so that the first one is an increase.
+    let reasons = [OPERATOR, SERVER_DIED].into_iter().chain(Rule::ALL.map(Rule::name));
+    let rollbacks = reasons.map(|reason| (reason, 0)).collect();
     let mut task = Task {
         rollout,
         away: None,
@@ -198,6 +219,13 @@ async fn run(controls: Controls, mut asked: mpsc::Receiver<Ask>, show: watch::Se
                 Some(what) => task.note(what).await,
                 None => return,
             },
+            found = judged.changed() => match found {
+                Ok(()) => {
+                    let found = judged.borrow_and_update().clone();
+                    task.heed(&found).await;
+                }
+                Err(_) => return,
+            },
             ask = asked.recv() => match ask {
                 Some(Ask { request, answer }) => {
                     let outcome = task.obey(request).await;
@@ -218,7 +246,8 @@ async fn run(controls: Controls, mut asked: mpsc::Receiver<Ask>, show: watch::Se
             }
             _ = ticks.tick() => {
                 if !task.is_away() {
-                    task.follow(Event::Tick, "bake_time").await;
+                    let evidence = judged.borrow().evidence(task.tried().as_ref());
+                    task.follow(Event::Tick(evidence), "bake_time").await;
                     task.insist().await;
                 }
             }
@@ -380,10 +409,36 @@ impl Task {
                 self.follow(event, "server").await;
             }
             Happened::Ended { died } => {
-                self.follow(Event::ServerEnded { died }, "server_died").await;
+                self.follow(Event::ServerEnded { died }, SERVER_DIED).await;
                 self.is_begun = false;
             }
-            Happened::FailedOver { to, why } => self.follow(Event::FailedOver { to, why }, "ended_session").await,
+            Happened::FailedOver { to, why } => {
+                self.follow(Event::FailedOver { to, why }, Rule::EndedSession.name()).await;
+            }
+        }
+    }
+
+    /// What is tried now.
+    fn tried(&self) -> Option<Tried> {
+        let stable = self.is_begun.then(|| self.facts.borrow().stable())?;
+        Tried::of(self.show.borrow().as_ref()?, stable)
+    }
+
+    /// Rolls back what the guard has found to be broken.
+    async fn heed(&mut self, found: &Judged) {
+        let Some((rule, reason, figures)) = found.breach(self.tried().as_ref()) else { return };
+        let event = Event::RollBack { reason: reason.clone(), figures };
+        let decided = self.decide(rule.name(), move |rollout| rollout.handle(&event, Moment::now())).await;
+        match decided {
+            // The way back is gone first, and written down when the disk answers.
+            Err(error) if self.is_away() => {
+                self.say_once(&error);
+                let back = Serving::Only(self.terms().stable);
+                if let Err(error) = self.order(back, (Cause::Rollback, reason)).await {
+                    tracing::error!(mount = self.mount(), %error, "the stable backend does not serve alone yet");
+                }
+            }
+            decided => self.carry_out(decided, rule.name()).await,
         }
     }
 
@@ -543,7 +598,7 @@ impl Task {
                     let figures = (!pin.figures.is_null()).then(|| tracing::field::display(&pin.figures));
                     tracing::warn!(mount, by, figures, "{note}");
                 }
-                Note::Fallback { .. } | Note::Aborted { .. } | Note::Paused { .. } => {
+                Note::Fallback { .. } | Note::Aborted { .. } | Note::Paused { .. } | Note::Waits { .. } => {
                     tracing::warn!(mount, by, "{note}");
                 }
                 _ => tracing::info!(mount, by, "{note}"),
@@ -556,6 +611,8 @@ impl Task {
     }
 }
 
+/// Why a rollback was made, where servers died.
+const SERVER_DIED: &str = "server_died";
 /// Why a change was made, where a person has asked for it.
 pub const OPERATOR: &str = "operator";
 /// The same, where another configuration makes it so.

@@ -77,6 +77,8 @@ pub enum Probed {
         why: String,
         /// Since when.
         since: Instant,
+        /// The backend that has given it, if one has.
+        by: Option<Backend>,
     },
     /// It does not answer.
     Silent {
@@ -285,6 +287,9 @@ impl Asking<'_> {
         };
         loop {
             let asked = Instant::now();
+            if let Some(ledger) = &self.ledger {
+                ledger.forget_probe();
+            }
             let answer = process.ask();
             tokio::pin!(answer);
             let answer = match timeout(self.deadline, &mut answer).await {
@@ -360,14 +365,15 @@ impl Asking<'_> {
 
     fn failed(&self, why: String) {
         self.count_failure();
+        let by = self.ledger.as_ref().and_then(|ledger| ledger.probe_answered_by());
         self.probed.send_if_modified(|probed| {
             let since = match probed {
-                Probed::Failed { why: before, .. } if *before == why => return false,
+                Probed::Failed { why: before, by: of, .. } if *before == why && *of == by => return false,
                 Probed::Failed { since, .. } => *since,
                 _ => Instant::now(),
             };
             tracing::error!(mount = self.mount, why, "the mount does not answer");
-            *probed = Probed::Failed { why, since };
+            *probed = Probed::Failed { why, since, by };
             true
         });
     }
@@ -471,7 +477,7 @@ mod tests {
         assert_eq!(health(Probed::Answered { at: now, took: Duration::ZERO }), None);
         assert_eq!(health(Probed::Unknown), Some(Health::Unhealthy));
         assert_eq!(health(Probed::Silent { since: now }), Some(Health::Unhealthy));
-        assert_eq!(health(Probed::Failed { why: "EIO".into(), since: now }), Some(Health::Unhealthy));
+        assert_eq!(health(Probed::Failed { why: "EIO".into(), since: now, by: None }), Some(Health::Unhealthy));
         assert_eq!(health(Probed::Blind { why: "no processes".into() }), Some(Health::Degraded));
     }
 }

@@ -10,19 +10,21 @@ use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::facts::{End, Facts, Phase};
+use super::guard::Judged;
 use super::mount::Request;
 use super::pilot::{OPERATOR, Outcome, Pilot, Shown};
 use super::prober::{Probed, Prober};
 use crate::api::events::Events;
 use crate::api::model::{
-    BackendStatus, Daemon, DrillAnswer, DrillStopAnswer, Health, ListenerStatus, MountStatus, PinStatus, RolloutAnswer,
-    RolloutStatus, SCHEMA, Status, StoppedDrill, SwitchAnswer,
+    BackendStatus, Daemon, DrillAnswer, DrillStopAnswer, GuardStatus, Health, ListenerStatus, MountStatus, PinStatus,
+    RolloutAnswer, RolloutStatus, SCHEMA, Status, StoppedDrill, SwitchAnswer,
 };
 use crate::api::{Answering, Control, ControlError, Door};
 use crate::backend::drill::{Ongoing, Plan};
 use crate::config::Backend;
 use crate::connection::fusectl;
 use crate::connection::mountinfo::{self, Mounted};
+use crate::guard::Finding;
 use crate::ledger::{AnswerStatus, Ledger, PortState, Totals, coarse_now};
 use crate::metrics::{self, Figures, MountFigures, RolloutFigures};
 use crate::rollout::{self, Pin, Serving};
@@ -271,6 +273,7 @@ impl Handle {
             }),
             is_pinned: status.pinned.is_some(),
             rollbacks: shown.map(|shown| shown.rollbacks).unwrap_or_default(),
+            verdicts: self.pilot.judged().findings.iter().map(|one| (one.rule.name(), one.verdict.name())).collect(),
         }
     }
 
@@ -289,8 +292,8 @@ impl Handle {
         let heartbeat = ledger.map_or_else(coarse_now, |ledger| ledger.heartbeat());
         let silence = Duration::from_nanos(coarse_now().saturating_sub(heartbeat));
         let probed = self.prober.probed();
-        let shown = self.pilot.shown();
-        let (health, reasons) = judge(&facts, shown.as_ref(), silence, &probed, stable, active, &backends);
+        let (shown, judged) = (self.pilot.shown(), self.pilot.judged());
+        let (health, reasons) = judge(&facts, shown.as_ref(), &judged, silence, &probed, stable, active, &backends);
         MountStatus {
             name: facts.mount.name.clone(),
             source: facts.mount.source.clone(),
@@ -303,7 +306,7 @@ impl Handle {
             active: ledger.filter(|_| active.is_some()).map_or_else(BTreeMap::new, weights),
             pinned: shown.as_ref().and_then(|shown| shown.pin.as_ref()).map(pinned),
             rollout: shown.as_ref().and_then(|shown| shown.rollout.as_ref()).map(rollout_status),
-            guard: Vec::new(),
+            guard: judged.findings.iter().map(guard_status).collect(),
             in_flight: in_flight.len(),
             oldest_in_flight_seconds: oldest.as_secs_f64(),
             last_switch: facts.last_switch,
@@ -322,6 +325,18 @@ fn weights(ledger: &Ledger) -> BTreeMap<Backend, u8> {
         (backend, if is_shared { ledger.weight(backend) as u8 } else { 100 })
     };
     Backend::ALL.into_iter().filter(is_serving).map(share).collect()
+}
+
+fn guard_status(finding: &Finding) -> GuardStatus {
+    let Finding { rule, verdict, value, threshold, samples, reason, .. } = finding;
+    GuardStatus {
+        rule: rule.name().into(),
+        verdict: verdict.name().into(),
+        value: *value,
+        threshold: *threshold,
+        samples: *samples,
+        reason: reason.clone(),
+    }
 }
 
 fn pinned(pin: &Pin) -> PinStatus {
@@ -376,6 +391,7 @@ const LONGEST_SILENCE: Duration = Duration::from_secs(5);
 fn judge(
     facts: &Facts,
     shown: Option<&Shown>,
+    judged: &Judged,
     silence: Duration,
     probed: &Probed,
     stable: Backend,
@@ -426,6 +442,7 @@ fn judge(
         reasons.push(format!("{active} serves instead of the {what} {wanted} ({why})"));
     }
     reasons.extend(shown.into_iter().flat_map(|shown| shown.reasons.iter().cloned()));
+    reasons.extend(judged.trouble());
     if let Some(Ongoing { plan, until }) = &facts.drill {
         reasons.push(format!("a drill runs until {}: {plan}", humantime::format_rfc3339_seconds(*until)));
     }

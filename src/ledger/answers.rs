@@ -120,6 +120,19 @@ impl Durations {
         BOUNDS.get(bucket).or(BOUNDS.last()).copied()
     }
 
+    /// How many took longer than `nanoseconds`, which is one of [`BOUNDS`].
+    #[must_use]
+    pub fn above(&self, nanoseconds: u64) -> u64 {
+        self.buckets[bucket(nanoseconds) + 1..].iter().sum()
+    }
+
+    /// What has come since an earlier look.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let buckets = std::array::from_fn(|index| self.buckets[index].saturating_sub(earlier.buckets[index]));
+        Self { nanoseconds: self.nanoseconds.saturating_sub(earlier.nanoseconds), buckets }
+    }
+
     fn merge(&mut self, other: &Self) {
         self.nanoseconds += other.nanoseconds;
         for (sum, count) in self.buckets.iter_mut().zip(&other.buckets) {
@@ -295,6 +308,16 @@ mod tests {
         assert_eq!(times.durations().quantile(0.5), Some(25_000));
         assert_eq!(times.durations().quantile(0.99), Some(25_000));
         assert_eq!(times.durations().quantile(1.), Some(5_000_000_000), "the highest bound");
+    }
+
+    #[test]
+    fn what_took_longer_is_counted_from_the_next_bucket_on() {
+        let times = Times::default();
+        times.record(1_000_000_000);
+        let before = times.durations();
+        [1_000_000_000, 1_000_000_001, u64::MAX / 2].into_iter().for_each(|time| times.record(time));
+        assert_eq!((times.durations().above(1_000_000_000), before.above(1_000_000_000)), (2, 0));
+        assert_eq!(times.durations().since(&before).count(), 3);
     }
 
     #[rstest]

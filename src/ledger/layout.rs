@@ -284,6 +284,11 @@ impl Layout {
         }
     }
 
+    /// Called by the daemon before the prober asks anew.
+    pub fn forget_probe(&self) {
+        self.probe_answered_by.store(0, Relaxed);
+    }
+
     /// The backend that has answered the prober last.
     #[must_use]
     pub fn probe_answered_by(&self) -> Option<Backend> {

@@ -231,6 +231,8 @@ mod tests {
         assert_eq!(ledger.probe_answered_by(), None);
         ledger.note_probe(40, Backend::Fuse3);
         assert_eq!(ledger.probe_answered_by(), Some(Backend::Fuse3));
+        ledger.forget_probe();
+        assert_eq!(ledger.probe_answered_by(), None, "that was before");
     }
 
     #[test]

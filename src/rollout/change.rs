@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use super::meets::{Cell, Refused, cell};
 use super::plan::{Terms, Way};
-use super::state::{Because, Event, Keep, Moment, Note, Phase, Pin, Progress, Request, Serving, State, Transition};
+use super::state::{
+    Because, Event, Evidence, Keep, Moment, Note, Phase, Pin, Progress, Request, Serving, State, Transition,
+};
 use crate::config::{Backend, Step, Trial};
 
 /// Counted bake time is kept at least so often.
@@ -21,7 +23,7 @@ pub(super) fn apply(state: &State, event: &Event, terms: &Terms, now: Moment) ->
     match event {
         Event::Asked(request) => change.asked(request)?,
         Event::RollBack { reason, figures } => change.guarded(reason, figures),
-        Event::Tick => change.tick(),
+        Event::Tick(evidence) => change.tick(evidence),
         Event::Reloaded => change.meet_terms(),
         Event::ServerStarted { serving } => change.started(*serving),
         Event::ServerAdopted { serving, because } => change.adopted(*serving, because),
@@ -54,6 +56,13 @@ impl Change<'_> {
         };
         let elapsed = if let Phase::Running(progress) = &state.phase { progress.elapsed } else { Duration::ZERO };
         let changed = essence(&state) != essence(before) || elapsed < state.kept;
+        let place = |state: &State| match &state.phase {
+            Phase::Running(Progress { step, paused, .. }) => Some((*step, paused.is_some())),
+            _ => None,
+        };
+        if place(&state) != place(before) {
+            state.waits = None;
+        }
         let rises = state.weight(terms) > before.weight(terms);
         let must = rises || matches!(event, Event::Asked(Request::Start | Request::Unpin));
         let keep = match changed {
@@ -145,16 +154,27 @@ impl Change<'_> {
         }
     }
 
-    fn tick(&mut self) {
+    /// A step ends when its time is over and nothing that was seen of the candidate speaks against it.
+    fn tick(&mut self, evidence: &Evidence) {
         let Phase::Running(progress) = &self.state.phase else { return };
         if progress.fleet || progress.paused.is_some() || self.state.watched.is_none() {
             return;
         }
-        if let Some(step) = self.terms.steps().get(progress.step)
-            && progress.elapsed >= step.bake
-        {
-            let over = format!("its bake time of {} is over", humantime::format_duration(step.bake));
-            self.advance(&over);
+        let Some(step) = self.terms.steps().get(progress.step).filter(|step| progress.elapsed >= step.bake) else {
+            return;
+        };
+        match evidence {
+            Evidence::Enough => {
+                let over = format!("its bake time of {} is over", humantime::format_duration(step.bake));
+                self.advance(&over);
+            }
+            Evidence::Missing(reason) => {
+                // What is missing becomes less every second, and is told once.
+                if self.state.waits.is_none() {
+                    self.notes.push(Note::Waits { reason: reason.clone() });
+                }
+                self.state.waits = Some(reason.clone());
+            }
         }
     }
 
@@ -335,8 +355,8 @@ impl Change<'_> {
         let stable = self.terms.stable;
         match &self.state.phase {
             Phase::Running(progress) if to == stable && progress.trial.weight() > 0 => {
-                let figures = serde_json::json!({"weight": progress.trial.weight()});
-                let reason = format!("the session of {} ended: {why}", progress.candidate);
+                let figures = serde_json::json!({"rule": "ended_session", "weight": progress.trial.weight()});
+                let reason = format!("ended_session: the session of {} ended: {why}", progress.candidate);
                 self.roll_back(&reason, &figures);
             }
             Phase::Running(_) if to != stable && self.state.wanted(self.terms) != Serving::Only(to) => {

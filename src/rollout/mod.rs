@@ -8,7 +8,7 @@
 //!
 //! ```no_run
 //! use lighthouse_fs::config::{Daemon, Mount};
-//! use lighthouse_fs::rollout::{Event, MachineId, Moment, Request, Rollout, Store, Terms};
+//! use lighthouse_fs::rollout::{Event, Evidence, MachineId, Moment, Request, Rollout, Store, Terms};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let (daemon, mount) = (Daemon::new("/run/control.sock"), Mount::new("projects", "/srv/projects", "/mnt/projects"));
@@ -20,7 +20,7 @@
 //! rollout.reload(Terms::of(&mount, Some(stable), &machine), Moment::now())?;
 //! let first = rollout.handle(&Event::ServerStarted { serving: stable }, Moment::now())?.serve;
 //! // About once a second, and whenever something happens.
-//! let handled = rollout.handle(&Event::Tick, Moment::now())?;
+//! let handled = rollout.handle(&Event::Tick(Evidence::Enough), Moment::now())?;
 //! let answer = rollout.handle(&Event::Asked(Request::Start), Moment::now());
 //! # Ok(())
 //! # }
@@ -45,7 +45,9 @@ use serde::Serialize;
 pub use fleet::{MachineId, MachineIdError};
 pub use meets::{Action, Cell, Refused, Situation, cell};
 pub use plan::{Plan, Terms, Way};
-pub use state::{Because, Event, Keep, Moment, Note, Phase, Pin, Progress, Request, Serving, State, Transition};
+pub use state::{
+    Because, Event, Evidence, Keep, Moment, Note, Phase, Pin, Progress, Request, Serving, State, Transition,
+};
 pub use store::{LoadError, SaveError, Store};
 
 /// What to do after an event, in this order.
@@ -94,7 +96,7 @@ impl Rollout {
     pub fn handle(&mut self, event: &Event, now: Moment) -> Result<Handled, HandleError> {
         let Transition { state, keep, serve, notes } = self.state.apply(event, &self.terms, now)?;
         // What a full disk did not take is tried until it does.
-        let again = self.not_kept.is_some() && *event == Event::Tick;
+        let again = self.not_kept.is_some() && matches!(event, Event::Tick(_));
         if keep.is_some() || again {
             match self.store.save(state.phase()) {
                 Ok(()) => self.not_kept = None,
@@ -189,7 +191,7 @@ impl Rollout {
             Phase::Aborted { reason, .. } => Some(reason.clone()),
             Phase::RolledBack(pin) => Some(pin.reason.clone()),
             Phase::Unreadable { why } => Some(why.clone()),
-            Phase::Running(progress) => progress.paused.clone(),
+            Phase::Running(progress) => progress.paused.clone().or_else(|| self.state.waits().map(str::to_owned)),
             Phase::Idle { .. } | Phase::Committed { .. } => None,
         };
         Some(Status {
@@ -239,6 +241,6 @@ pub struct Status {
     /// How much it needs.
     #[serde(rename = "for", with = "humantime_serde")]
     pub bake: Option<Duration>,
-    /// Why it is paused, aborted, rolled back or unreadable.
+    /// Why it is paused, aborted, rolled back or unreadable; or what a step waits for whose time is over.
     pub reason: Option<String>,
 }

@@ -175,6 +175,15 @@ pub enum Because {
     FailedOver(String),
 }
 
+/// Whether what was seen of the candidate lets a step end by its time.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Evidence {
+    /// It does.
+    Enough,
+    /// It does not, for this reason.
+    Missing(String),
+}
+
 /// What happens to a mount.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Event {
@@ -188,7 +197,7 @@ pub enum Event {
         figures: serde_json::Value,
     },
     /// Time passes: about once a second.
-    Tick,
+    Tick(Evidence),
     /// The terms are others, or may be: after a reload.
     Reloaded,
     /// A new server serves.
@@ -254,6 +263,11 @@ pub enum Note {
     },
     /// It goes on.
     Resumed,
+    /// A step's time is over, and it goes on all the same.
+    Waits {
+        /// For what.
+        reason: String,
+    },
     /// All steps are done.
     Committed {
         /// What serves from now on.
@@ -300,6 +314,7 @@ impl fmt::Display for Note {
             Self::Step { step, weight, reason } => write!(f, "step {step}: {weight} % ({reason})"),
             Self::Paused { reason } => write!(f, "the rollout is paused: {reason}"),
             Self::Resumed => f.write_str("the rollout goes on"),
+            Self::Waits { reason } => write!(f, "the step goes on: {reason}"),
             Self::Committed { candidate } => write!(f, "the rollout is through: {candidate} is committed"),
             Self::Aborted { reason } => write!(f, "the rollout is aborted: {reason}"),
             Self::RolledBack(pin) => write!(f, "rolled back and pinned: {}", pin.reason),
@@ -346,6 +361,8 @@ pub struct State {
     pub(super) kept: Duration,
     /// Why another backend serves than should.
     pub(super) fallback: Option<String>,
+    /// Why a step goes on whose time is over.
+    pub(super) waits: Option<String>,
 }
 
 impl State {
@@ -353,7 +370,7 @@ impl State {
     #[must_use]
     pub fn restored(phase: Phase) -> Self {
         let kept = if let Phase::Running(progress) = &phase { progress.elapsed } else { Duration::ZERO };
-        Self { phase, watched: None, kept, fallback: None }
+        Self { phase, watched: None, kept, fallback: None, waits: None }
     }
 
     /// What could be read by now, in the place of what could not; a server may serve meanwhile.
@@ -377,6 +394,12 @@ impl State {
     #[must_use]
     pub fn fallback(&self) -> Option<&str> {
         self.fallback.as_deref()
+    }
+
+    /// Why a step goes on whose time is over.
+    #[must_use]
+    pub fn waits(&self) -> Option<&str> {
+        self.waits.as_deref()
     }
 
     /// What is to serve.

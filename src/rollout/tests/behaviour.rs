@@ -46,6 +46,24 @@ fn a_step_that_is_paused_takes_no_time() {
     assert_eq!(stage.progress().step, 2);
 }
 
+#[test]
+fn without_evidence_a_step_goes_on_and_says_so_once() {
+    let mut stage = running();
+    stage.wait(MINUTE);
+    stage.event(Event::Tick(Evidence::Enough));
+    stage.wait(MINUTE);
+    let missing = |samples: u32| Event::Tick(Evidence::Missing(format!("{samples} of 500 samples")));
+    let notes: Vec<_> = (0..100).flat_map(|samples| stage.event(missing(samples)).notes).collect();
+    assert_eq!(notes, [Note::Waits { reason: "0 of 500 samples".into() }]);
+    assert_eq!((stage.weight(), stage.state.waits()), (10, Some("99 of 500 samples")));
+    // An operator need not wait.
+    let mut promoted = Stage { state: stage.state.clone(), terms: stage.terms.clone(), now: stage.now };
+    promoted.ask(Request::Promote { from: None }).unwrap();
+    assert_eq!((promoted.weight(), promoted.state.waits()), (100, None));
+    stage.event(Event::Tick(Evidence::Enough));
+    assert_eq!((stage.weight(), stage.state.waits()), (100, None));
+}
+
 /// Neither a clock that is set, nor a daemon that was stopped, nor a server that is gone makes a rollout faster.
 #[test]
 fn only_time_that_was_watched_counts() {
@@ -57,7 +75,7 @@ fn only_time_that_was_watched_counts() {
     assert_eq!(stage.progress().elapsed, Duration::from_secs(2));
     // A daemon that hung for an hour.
     stage.wait(MINUTE * 60);
-    stage.event(Event::Tick);
+    stage.event(Event::Tick(Evidence::Enough));
     assert_eq!((stage.progress().step, stage.progress().elapsed), (1, MINUTE + Duration::from_secs(2)));
     stage.event(Event::ServerEnded { died: false });
     stage.pass(MINUTE * 60);
@@ -379,12 +397,12 @@ fn what_goes_up_waits_for_the_disk_and_what_goes_down_does_not() {
     assert_eq!(handled.serve, Some(Serving::Only(STABLE)));
     assert_eq!(rollout.reasons().len(), 2, "pinned, and not kept");
     assert!(rollout.handle(&Event::Asked(Request::Unpin), Moment::now()).is_err());
-    rollout.handle(&Event::Tick, Moment::now()).unwrap();
+    rollout.handle(&Event::Tick(Evidence::Enough), Moment::now()).unwrap();
     assert_eq!(rollout.reasons().len(), 2);
 
     std::fs::remove_file(folder).unwrap();
     std::fs::rename(&aside, folder).unwrap();
-    rollout.handle(&Event::Tick, Moment::now()).unwrap();
+    rollout.handle(&Event::Tick(Evidence::Enough), Moment::now()).unwrap();
     assert_eq!((open(folder).state().phase(), rollout.reasons().len()), (rollout.state().phase(), 1));
     rollout.handle(&Event::Asked(Request::Unpin), Moment::now()).unwrap();
     assert_eq!(rollout.reasons(), [""; 0]);

@@ -81,7 +81,7 @@ impl Stage {
         (0..time.as_secs())
             .map(|_| {
                 self.wait(Duration::from_secs(1));
-                self.event(Event::Tick)
+                self.event(Event::Tick(Evidence::Enough))
             })
             .collect()
     }

@@ -43,11 +43,15 @@ fn requests() -> impl Strategy<Value = Request> {
     ]
 }
 
+fn evidence(is_enough: bool) -> Evidence {
+    if is_enough { Evidence::Enough } else { Evidence::Missing("132 of 500 samples".into()) }
+}
+
 fn happenings() -> impl Strategy<Value = Happening> {
     let why = || "why".to_owned();
     prop_oneof![
         8 => requests().prop_map(|request| Happening::Event(Event::Asked(request))),
-        8 => Just(Happening::Event(Event::Tick)),
+        8 => any::<bool>().prop_map(|is_enough| Happening::Event(Event::Tick(evidence(is_enough)))),
         8 => (0_u32..200, -100_000_000_i64..100_000_000).prop_map(|(seconds, set)| Happening::Wait(seconds, set)),
         1 => Just(Happening::Event(Event::RollBack { reason: "p99".into(), figures: figures() })),
         2 => plans().prop_map(Happening::Reload),
@@ -99,6 +103,7 @@ fn check(
         prop_assert!(new == old || new == old + 1, "from step {} to {}", old, new);
         if new > old && !promoted {
             let bake = terms.steps()[old].bake;
+            prop_assert!(!matches!(event, Event::Tick(Evidence::Missing(_))), "without evidence");
             prop_assert!(elapsed + waited >= bake, "{:?} of {:?}, after {:?}", elapsed, bake, waited);
         }
         if let Some((same, counted)) = step(after).filter(|(new, _)| *new == old) {

@@ -1,0 +1,278 @@
+//! Looks at what is tried on a mount, judges it five times a second, and tells the pilot and whoever listens.
+//!
+//! A task of its own, which reads memory and waits for nobody: so what is found out does not wait for an order that takes its
+//! time, nor for the disk.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::facts::{Facts, Phase};
+use super::lost;
+use super::pilot::Shown;
+use super::prober::{Probed, Prober};
+use crate::api::events::{self, Events};
+use crate::config::{Backend, Guard};
+use crate::guard::{self, Comparison, Counts, Finding, Look, Lost, PerBackend, Probe, Rule, Verdict, Window, judge};
+use crate::ledger::{AnswerStatus, Ledger, PortState};
+use crate::rollout::{Evidence, Serving};
+
+/// Between two looks. What is broken at once is to be acted on within a second.
+const TICK: Duration = Duration::from_millis(200);
+
+/// What is being tried, as far as it tells one trial from the next.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Tried {
+    candidate: Backend,
+    /// Percent of the operations; 0 in a shadow step.
+    weight: u8,
+    /// The step, from 1, if there are steps.
+    step: Option<usize>,
+    entered: Option<SystemTime>,
+}
+
+impl Tried {
+    /// What is tried on a mount with this stable backend, if something is.
+    #[must_use]
+    pub fn of(shown: &Shown, stable: Backend) -> Option<Self> {
+        let rollout = shown.rollout.as_ref()?;
+        let is_on = matches!(rollout.state, "running" | "paused" | "committed");
+        let (candidate, weight) = match shown.wanted {
+            _ if !is_on => return None,
+            Serving::Both { candidate, weight } => (candidate, weight),
+            Serving::Only(backend) if backend != stable => (backend, 100),
+            Serving::Only(_) => (shown.candidate?, 0),
+        };
+        Some(Self { candidate, weight, step: rollout.step, entered: rollout.entered })
+    }
+}
+
+/// What the guard has found.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Judged {
+    /// About what.
+    tried: Option<Tried>,
+    /// By each rule; empty while nothing is tried.
+    pub findings: Vec<Finding>,
+}
+
+impl Judged {
+    /// Why the candidate is to be rolled back, if it is, and all figures. Of `tried` alone: what was found of an earlier step
+    /// is no reason.
+    #[must_use]
+    pub fn breach(&self, tried: Option<&Tried>) -> Option<(Rule, String, serde_json::Value)> {
+        let of = self.tried.as_ref().filter(|of| Some(*of) == tried)?;
+        let broken = guard::breach(&self.findings)?;
+        let figures = json!({
+            "rule": broken.rule,
+            "candidate": of.candidate,
+            "weight": of.weight,
+            "step": of.step,
+            "guard": self.findings,
+        });
+        Some((broken.rule, format!("{}: {}", broken.rule.name(), broken.reason), figures))
+    }
+
+    /// Whether the step may end.
+    #[must_use]
+    pub fn evidence(&self, tried: Option<&Tried>) -> Evidence {
+        if self.tried.as_ref() != tried {
+            return Evidence::Missing("it was not judged yet".into());
+        }
+        match guard::missing(&self.findings) {
+            None => Evidence::Enough,
+            Some(Finding { rule, verdict: Verdict::NoData, reason, .. }) => {
+                Evidence::Missing(format!("waits for evidence: {}: {reason}", rule.name()))
+            }
+            Some(Finding { rule, reason, .. }) => Evidence::Missing(format!("{}: {reason}", rule.name())),
+        }
+    }
+
+    /// Why the mount is degraded by it.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        let both = guard::source(&self.findings)?;
+        Some(format!(
+            "both backends fail by the rule {}, so that the source is to blame: no step, no rollback ({})",
+            both.rule.name(),
+            both.reason
+        ))
+    }
+}
+
+/// Starts the task, which ends with the mount's keeper. Needs a runtime.
+pub fn start(
+    shown: watch::Receiver<Option<Shown>>,
+    facts: watch::Receiver<Facts>,
+    prober: Prober,
+    events: Events,
+) -> watch::Receiver<Judged> {
+    let (sender, judged) = watch::channel(Judged::default());
+    tokio::spawn(run(shown, facts, prober, events, sender));
+    judged
+}
+
+async fn run(
+    shown: watch::Receiver<Option<Shown>>,
+    facts: watch::Receiver<Facts>,
+    prober: Prober,
+    events: Events,
+    judged: watch::Sender<Judged>,
+) {
+    let mut trial: Option<Trial> = None;
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // Without the keeper or the pilot there is nobody to tell.
+    while facts.has_changed().is_ok() && shown.has_changed().is_ok() {
+        ticks.tick().await;
+        let Some((server, tried, ledger, wanted)) = to_judge(&facts, &shown) else {
+            trial = None;
+            judged.send_if_modified(|judged| std::mem::take(judged) != Judged::default());
+            continue;
+        };
+        let now = Instant::now();
+        let is_same = |trial: &Trial| trial.server == server && trial.tried == tried;
+        if !trial.as_ref().is_some_and(is_same) {
+            trial = Some(Trial::begin(server, tried.clone(), &ledger, &prober, &facts.borrow(), now));
+        }
+        let Some(trial) = &mut trial else { continue };
+        let look = trial.look(&ledger, &prober, &wanted.guard, now);
+        let findings = judge(&look, &wanted.guard);
+        tell(&wanted.name, &judged.borrow().findings, &findings, &events);
+        judged.send_if_modified(|judged| {
+            let next = Judged { tried: Some(tried), findings };
+            let is_news = *judged != next;
+            *judged = next;
+            is_news
+        });
+    }
+}
+
+/// What is to be judged now: by which server, what, by what it counts, and how it is configured.
+fn to_judge(
+    facts: &watch::Receiver<Facts>,
+    shown: &watch::Receiver<Option<Shown>>,
+) -> Option<(u32, Tried, Ledger, std::sync::Arc<crate::config::Mount>)> {
+    let facts = facts.borrow();
+    let (server, ledger) = facts.server.as_ref()?;
+    let is_served = matches!(facts.phase, Phase::Serving | Phase::Switching);
+    let tried = Tried::of(shown.borrow().as_ref().filter(|_| is_served)?, facts.stable())?;
+    Some((*server, tried, ledger.clone(), facts.wanted.clone()))
+}
+
+/// What was seen since something has been tried.
+struct Trial {
+    server: u32,
+    tried: Tried,
+    window: Window,
+    /// The longest row of errors of each backend within the window, and when it was seen.
+    rows: [Option<(Instant, u32)>; 2],
+    lost: Lost,
+}
+
+impl Trial {
+    fn begin(server: u32, tried: Tried, ledger: &Ledger, prober: &Prober, facts: &Facts, now: Instant) -> Self {
+        // Rows of before are none of its.
+        for backend in Backend::ALL {
+            let _ = ledger.take_errors_in_a_row(backend);
+        }
+        let lost = if lost::is_seen(facts) { Lost::LookedFor } else { Lost::Unseen };
+        Self { server, tried, window: Window::new(now, counts(ledger, prober)), rows: [None, None], lost }
+    }
+
+    fn look(&mut self, ledger: &Ledger, prober: &Prober, guard: &Guard, now: Instant) -> Look {
+        self.window.note(now, counts(ledger, prober), guard.window);
+        let mut in_flight = [vec![], vec![]];
+        for request in ledger.in_flight().into_iter().filter(|one| !one.abandoned) {
+            in_flight[request.backend.index()].push(request.age());
+        }
+        for backend in Backend::ALL {
+            let (row, longest) = (ledger.take_errors_in_a_row(backend), &mut self.rows[backend.index()]);
+            let is_past = |(at, _): &(Instant, u32)| now.saturating_duration_since(*at) > guard.window;
+            if row > 0 && longest.is_none_or(|longest| longest.1 <= row || is_past(&longest)) {
+                *longest = Some((now, row));
+            } else if longest.as_ref().is_some_and(is_past) {
+                *longest = None;
+            }
+        }
+        let longest = |backend: Backend| self.rows[backend.index()].map_or(0, |(_, row)| row);
+        // Configured or not: what was compared is evidence.
+        let is_compared = ledger.comparisons().total().compared > 0;
+        Look {
+            candidate: self.tried.candidate,
+            weight: self.tried.weight,
+            recent: self.window.recent(),
+            whole: self.window.whole(),
+            in_flight,
+            rows: Backend::ALL.map(longest),
+            probe: probe(&prober.probed()),
+            has_ended: ledger.port_state(self.tried.candidate) == PortState::Ended,
+            lost: self.lost,
+            comparison: if is_compared { Comparison::On } else { Comparison::Off },
+            prometheus: None,
+        }
+    }
+}
+
+fn counts(ledger: &Ledger, prober: &Prober) -> Counts {
+    let of = |backend: Backend| {
+        let totals = ledger.totals(backend);
+        PerBackend {
+            operations: totals.operations(),
+            errors: totals.with_status(AnswerStatus::BackendError),
+            lost: ledger.lost(backend),
+            handlers: totals.all_durations(),
+            probes: prober.seen(backend).0,
+        }
+    };
+    let compared = ledger.comparisons().total();
+    Counts { backends: Backend::ALL.map(of), compared: compared.compared, diverged: compared.diverged }
+}
+
+fn probe(probed: &Probed) -> Probe {
+    match probed {
+        Probed::Answered { .. } => Probe::Answered,
+        Probed::Failed { why, by, .. } => Probe::Failed { why: why.clone(), by: *by },
+        Probed::Silent { since } => Probe::Silent { lasted: since.elapsed() },
+        Probed::Off { .. } | Probed::Unknown | Probed::Blind { .. } => {
+            let why = probed.status().reason.unwrap_or_else(|| "nobody asks".into());
+            Probe::Unknown { why }
+        }
+    }
+}
+
+/// Tells what has changed. The figures change all the time, and are told when asked for.
+fn tell(mount: &str, before: &[Finding], now: &[Finding], events: &Events) {
+    for finding in now {
+        let was = before.iter().find(|before| before.rule == finding.rule).map(|before| before.verdict);
+        let Finding { rule, verdict, value, threshold, samples, reason, .. } = finding;
+        if was == Some(*verdict) {
+            continue;
+        }
+        let (name, is) = (rule.name(), verdict.name());
+        match (was, verdict) {
+            (_, Verdict::Breach) => tracing::warn!(mount, rule = name, verdict = is, "{name}: {reason}"),
+            (_, Verdict::Source) => tracing::warn!(
+                mount,
+                rule = name,
+                verdict = is,
+                "both backends fail, so that the source is to blame; no step, no rollback: {name}: {reason}"
+            ),
+            (Some(Verdict::Breach | Verdict::Source), _) => {
+                tracing::info!(mount, rule = name, verdict = is, "no longer: {name}: {reason}");
+            }
+            _ => tracing::debug!(mount, rule = name, verdict = is, "{reason}"),
+        }
+        events.publish(events::Event::Verdict {
+            mount: mount.to_owned(),
+            rule: name.to_owned(),
+            verdict: is.to_owned(),
+            value: *value,
+            threshold: *threshold,
+            samples: *samples,
+            reason: reason.clone(),
+        });
+    }
+}
