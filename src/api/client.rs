@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::events::Published;
 use super::model::{
     DrillAnswer, DrillStopAnswer, HealthAnswer, MountStatus, Problem, RolloutAnswer, Status, SwitchAnswer,
     SwitchRequest,
@@ -164,6 +166,29 @@ impl Client {
         self.ask(Method::DELETE, &path, None::<()>, SWITCH_DEADLINE).await
     }
 
+    /// Listens to what happens from now on.
+    ///
+    /// # Errors
+    /// As [`status`](Self::status).
+    pub async fn events(&self) -> Result<Listener, ClientError> {
+        let request = Request::builder().uri("/api/v1/events").header(header::HOST, "localhost");
+        let request = request.body(Full::<Bytes>::default()).map_err(|error| self.malformed(&error))?;
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(error))?;
+        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+        let (mut sender, connection) = handshake.map_err(|error| self.malformed(&error))?;
+        let mut carrier = JoinSet::new();
+        // How the connection ends is seen by whoever reads the answer.
+        carrier.spawn(async { drop(connection.await) });
+        let silent = |_| ClientError::Silent { socket: self.socket.clone(), limit: READ_DEADLINE };
+        let answer = timeout(READ_DEADLINE, sender.send_request(request)).await.map_err(silent)?;
+        let answer = answer.map_err(|error| self.malformed(&error))?;
+        if !answer.status().is_success() {
+            return Err(self.malformed(&answer.status()));
+        }
+        let body = answer.into_body();
+        Ok(Listener { client: self.clone(), body, received: Vec::new(), _carrier: carrier })
+    }
+
     async fn ask<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -224,6 +249,42 @@ impl Client {
 
     fn malformed(&self, why: &impl ToString) -> ClientError {
         ClientError::Malformed { socket: self.socket.clone(), why: why.to_string() }
+    }
+}
+
+/// Hears what happens, in order.
+pub struct Listener {
+    client: Client,
+    body: Incoming,
+    /// What does not end with a line yet.
+    received: Vec<u8>,
+    /// Ended when this is dropped.
+    _carrier: JoinSet<()>,
+}
+
+impl Listener {
+    /// The next event; waits until there is one. May be cancelled.
+    ///
+    /// # Errors
+    /// When the daemon hangs up, or says what cannot be understood.
+    pub async fn next(&mut self) -> Result<Published, ClientError> {
+        loop {
+            while let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<_> = self.received.drain(..=end).collect();
+                // The rest of an event says again what is in its data (Server-Sent Events, HTML standard 9.2).
+                if let Some(data) = line.strip_prefix(b"data:") {
+                    return serde_json::from_slice(data).map_err(|error| self.client.malformed(&error));
+                }
+            }
+            match self.body.frame().await {
+                Some(Ok(frame)) => self.received.extend(frame.into_data().unwrap_or_default()),
+                Some(Err(error)) => return Err(self.client.malformed(&error)),
+                None => return Err(self.client.malformed(&"the daemon has hung up")),
+            }
+            if self.received.len() > LARGEST_ANSWER {
+                return Err(self.client.malformed(&"an event without an end"));
+            }
+        }
     }
 }
 

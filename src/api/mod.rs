@@ -16,7 +16,7 @@ pub mod socket;
 mod token;
 
 pub use admission::{Admission, Door, Peer, Secret};
-pub use client::{Client, ClientError};
+pub use client::{Client, ClientError, Listener};
 pub use control::{Answering, Control, ControlError};
 pub use routes::{document, router};
 pub use serving::{Bounds, serve, serve_tcp};

@@ -1,9 +1,11 @@
 //! `demo`: the whole story on a temporary directory. A daemon serves it, programs work in it and check every byte, and all
-//! the time the FUSE stack underneath is changed.
+//! the time the FUSE stack underneath is changed; then a rollout in fast motion, whose candidate becomes slow, so that the
+//! guard rolls it back.
 //!
 //! This process never touches the mount, so that it can end whatever happens there.
 
 mod outcome;
+mod rehearsal;
 mod stage;
 
 use std::env;
@@ -17,7 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use super::{ask, exit, fail, say, say_json};
 use crate::config::Backend;
-use outcome::{Outcome, Switches};
+use outcome::{Acts, Outcome};
 use stage::Stage;
 
 const EXAMPLES: &str = "Examples:
@@ -25,13 +27,14 @@ const EXAMPLES: &str = "Examples:
   lighthouse-fs demo --seconds 60 --switch-every 10ms
   lighthouse-fs demo --json | jq .pause_ms
 
-Exit codes: 0 if no operation failed, no answer was wrong and every switch succeeded, else 1.";
+Exit codes: 0 if no operation failed, no answer was wrong, every switch succeeded and the slow candidate was rolled back,
+else 1.";
 
 /// See programs work on while the FUSE stack underneath them changes, on a temporary directory
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct DemoArgs {
-    /// How long programs work, in seconds
+    /// How long the stack is swapped, in seconds; the rollout after it takes some ten more
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
     /// Answer in JSON
@@ -68,16 +71,16 @@ async fn show(length: Duration, switch_every: Duration) -> Result<Outcome, Strin
     let interrupted = interruption().map_err(|error| format!("signals cannot be received: {error}"))?;
     let program = env::current_exe().map_err(|error| format!("this program cannot be found again: {error}"))?;
     let mut stage = Stage::set(program).map_err(|error| format!("no temporary directory can be made: {error}"))?;
-    let mut switches = Switches::default();
+    let mut acts = Acts::default();
     let played = tokio::select! {
-        played = play(&mut stage, length, switch_every, &mut switches) => played,
+        played = play(&mut stage, length, switch_every, &mut acts) => played,
         name = interrupted => Err(format!("interrupted by {name}")),
     };
     let cleared = stage.clear().await;
     let mut problems: Vec<_> = played.err().into_iter().collect();
     problems.extend(cleared.problems);
     if problems.is_empty() {
-        return Ok(Outcome { tally: cleared.tally, switches, backends: cleared.backends });
+        return Ok(Outcome { tally: cleared.tally, acts, backends: cleared.backends });
     }
     // What the programs saw may be the reason.
     problems.extend(cleared.tally.failures.iter().map(ToString::to_string));
@@ -99,13 +102,8 @@ fn interruption() -> io::Result<impl Future<Output = &'static str>> {
     })
 }
 
-/// Programs work, and the backend changes to and fro.
-async fn play(
-    stage: &mut Stage,
-    length: Duration,
-    switch_every: Duration,
-    switches: &mut Switches,
-) -> Result<(), String> {
+/// Programs work, the backend changes to and fro, and then the other one is rolled out, and back.
+async fn play(stage: &mut Stage, length: Duration, switch_every: Duration, acts: &mut Acts) -> Result<(), String> {
     let mut active = stage.serve().await?;
     stage.load()?;
     let mut progress = Progress { shown: io::stderr().is_terminal() };
@@ -117,16 +115,21 @@ async fn play(
         match stage.switch(active.other()).await {
             Ok(answer) => {
                 active = answer.to;
-                switches.done.push(answer);
+                acts.switches.done.push(answer);
             }
             Err(error) => {
                 stage.check_alive()?;
-                switches.failed.push(error.to_string());
+                acts.switches.failed.push(error.to_string());
             }
         }
-        let (now, all, done) = (begin.elapsed().as_secs(), length.as_secs(), switches.done.len());
+        let (now, all, done) = (begin.elapsed().as_secs(), length.as_secs(), acts.switches.done.len());
         progress.show(&format!("{now} s of {all} s: {done} switches, served by {active}"));
     }
+    let stable = stage.settle().await?;
+    progress.show(&format!("{} is rolled out in fast motion, and becomes slow", stable.other()));
+    let (rollback, timeline) = rehearsal::play(stage, stable).await.inspect_err(|_| progress.show(""))?;
+    acts.rollback = Some(rollback);
+    acts.timeline = timeline;
     Ok(())
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::rehearsal::{self, Rollback, Timeline};
 use crate::api::model::{BackendStatus, SCHEMA, SwitchAnswer};
 use crate::bench::load::Tally;
 use crate::cli::printable;
@@ -14,10 +15,21 @@ use crate::config::Backend;
 pub struct Outcome {
     /// What the programs did.
     pub tally: Tally,
-    /// How the backend changed.
-    pub switches: Switches,
+    /// What was done to the mount meanwhile.
+    pub acts: Acts,
     /// What the backends did.
     pub backends: Vec<BackendStatus>,
+}
+
+/// What is done to the mount.
+#[derive(Default)]
+pub struct Acts {
+    /// First the backend changes to and fro.
+    pub switches: Switches,
+    /// Then the guard ends a rollout.
+    pub rollback: Option<Rollback>,
+    /// How that went.
+    pub timeline: Timeline,
 }
 
 /// Changes of backend.
@@ -41,10 +53,19 @@ pub struct Report {
     pause_ms: Option<Pauses>,
     by_backend: BTreeMap<Backend, Share>,
     slowest_operation_ms: f64,
-    /// The rollback of a rollout; null while there are none.
-    rollback: Option<()>,
+    /// How the guard ended a rollout.
+    rollback: Option<Rollback>,
+    timeline: Vec<Moment>,
     /// The first failures, mismatches and failed switches.
     troubles: Vec<String>,
+}
+
+/// A line of the timeline.
+#[derive(Serialize)]
+struct Moment {
+    /// Since the rollout began.
+    seconds: f64,
+    what: String,
 }
 
 #[derive(Clone, Copy, Serialize, PartialEq, Debug)]
@@ -82,7 +103,8 @@ impl Switches {
 impl Outcome {
     /// Whether nothing was lost.
     pub fn is_clean(&self) -> bool {
-        self.tally.is_clean() && self.switches.failed.is_empty() && !self.switches.done.is_empty()
+        let Acts { switches, rollback, .. } = &self.acts;
+        self.tally.is_clean() && switches.failed.is_empty() && !switches.done.is_empty() && rollback.is_some()
     }
 
     /// The answer for scripts.
@@ -92,18 +114,24 @@ impl Outcome {
             operations: self.tally.operations,
             failed: self.tally.failed,
             mismatches: self.tally.mismatches,
-            switches: self.switches.done.len(),
-            failed_switches: self.switches.failed.len(),
-            pause_ms: Pauses::of(self.switches.to(None)),
+            switches: self.acts.switches.done.len(),
+            failed_switches: self.acts.switches.failed.len(),
+            pause_ms: Pauses::of(self.acts.switches.to(None)),
             by_backend: Backend::ALL.into_iter().map(|backend| (backend, self.share(backend))).collect(),
             slowest_operation_ms: self.slowest_ms(),
-            rollback: None,
+            rollback: self.acts.rollback.clone(),
+            timeline: self
+                .acts
+                .timeline
+                .iter()
+                .map(|(at, what)| Moment { seconds: at.as_secs_f64(), what: what.clone() })
+                .collect(),
             troubles: self.troubles(),
         }
     }
 
     fn share(&self, backend: Backend) -> Share {
-        let pauses = self.switches.to(Some(backend));
+        let pauses = self.acts.switches.to(Some(backend));
         let status = self.backends.iter().find(|status| status.name == backend);
         Share {
             operations: status.map_or(0, |status| status.operations),
@@ -120,7 +148,7 @@ impl Outcome {
         let Tally { failures, wrong, .. } = &self.tally;
         let failures = failures.iter().map(|failure| printable(format_args!("failed: {failure}")));
         let wrong = wrong.iter().map(|mismatch| printable(format_args!("mismatch: {mismatch}")));
-        let switches = self.switches.failed.iter().map(|why| printable(format_args!("failed switch: {why}")));
+        let switches = self.acts.switches.failed.iter().map(|why| printable(format_args!("failed switch: {why}")));
         failures.chain(wrong).chain(switches.take(3)).collect()
     }
 
@@ -142,17 +170,24 @@ impl Outcome {
         for trouble in &report.troubles {
             text += &format!("\n{trouble}");
         }
-        text + "\n\n" + &self.verdict()
+        text += "\n\n";
+        for (at, what) in &self.acts.timeline {
+            text += &printable(rehearsal::line(*at, what));
+            text.push('\n');
+        }
+        text + "\n" + &self.verdict()
     }
 
     fn verdict(&self) -> String {
-        let Self { tally: Tally { operations, failed, mismatches, .. }, switches, .. } = self;
+        let Self { tally: Tally { operations, failed, mismatches, .. }, acts: Acts { switches, rollback, .. }, .. } =
+            self;
         let (done, wrong) = (switches.done.len(), switches.failed.len());
-        if self.is_clean() {
+        if let Some(Rollback { rule, breach_to_rollback_ms }) = rollback
+            && self.is_clean()
+        {
             return format!(
-                "The FUSE stack changed {done} times under running programs: all of their {} operations succeeded, every byte was right, and the slowest took {:.1} ms.",
+                "The FUSE stack changed {done} times under running programs, and a candidate that became slow was rolled back {breach_to_rollback_ms:.0} ms after it broke the rule {rule}: all of their {} operations succeeded, and every byte was right.",
                 grouped(*operations),
-                self.slowest_ms()
             );
         }
         format!(
@@ -182,6 +217,7 @@ fn grouped(number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn outcome() -> Outcome {
         let switched = |to: Backend, pause_ms| SwitchAnswer {
@@ -205,7 +241,9 @@ mod tests {
         }];
         let mut tally = Tally { operations: 2_000_000, ..Tally::default() };
         tally.latency.saturating_record(12_000);
-        Outcome { tally, switches: Switches { done, failed: Vec::new() }, backends }
+        let rollback = Some(Rollback { rule: "p99".into(), breach_to_rollback_ms: 42.0 });
+        let timeline = vec![(Duration::from_millis(1500), "fuse3 gets 50 % of the operations".into())];
+        Outcome { tally, acts: Acts { switches: Switches { done, failed: Vec::new() }, rollback, timeline }, backends }
     }
 
     #[test]
@@ -217,19 +255,23 @@ mod tests {
         assert_eq!(report["by_backend"]["fuse2"]["operations"], 1_234_567);
         assert_eq!(report["by_backend"]["fuse2"]["switches_to"], 2);
         assert_eq!(report["by_backend"]["fuse3"]["pause_ms"]["max"], 0.25);
-        assert_eq!(report["rollback"], serde_json::Value::Null);
+        assert_eq!(report["rollback"], serde_json::json!({"rule": "p99", "breach_to_rollback_ms": 42.0}));
+        assert_eq!(report["timeline"][0]["seconds"], 1.5);
     }
 
     #[test]
     fn only_a_clean_run_with_switches_passes() {
         assert!(outcome().is_clean());
         let mut idle = outcome();
-        idle.switches.done.clear();
+        idle.acts.switches.done.clear();
         assert!(!idle.is_clean());
-        assert_eq!(Pauses::of(idle.switches.to(None)), None);
+        assert_eq!(Pauses::of(idle.acts.switches.to(None)), None);
         let mut refused = outcome();
-        refused.switches.failed.push("no".into());
+        refused.acts.switches.failed.push("no".into());
         assert!(!refused.is_clean());
+        let mut blind = outcome();
+        blind.acts.rollback = None;
+        assert!(!blind.is_clean());
         let mut wrong = outcome();
         wrong.tally.mismatches = 1;
         assert!(!wrong.is_clean());
@@ -245,6 +287,7 @@ mod tests {
         let text = outcome().text();
         assert!(text.contains("1,234,567"), "{text}");
         assert!(text.contains("changed 3 times"), "{text}");
+        assert!(text.contains("\n  1.50 s  fuse3 gets 50 %"), "{text}");
     }
 
     #[test]

@@ -8,19 +8,32 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::json;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
 use crate::api::model::{BackendStatus, Status, SwitchAnswer};
-use crate::api::{Client, ClientError};
+use crate::api::{Client, ClientError, Listener};
+use crate::backend::drill::Plan;
 use crate::bench::Crew;
 use crate::bench::load::{Kind, Tally};
 use crate::config::Backend;
 use crate::connection::mountinfo;
 
-/// The mount's name: that of `serve` without `--name`.
-const MOUNT: &str = "default";
+/// The mount's name.
+const MOUNT: &str = "demo";
+/// A rollout in fast motion: an operator gives each step half an hour, and the guard a minute.
+const ROLLOUT: &str = "
+[mount.rollout]
+candidate = \"CANDIDATE\"
+steps = [
+  { weight = 10, for = \"2s\" }, { weight = 50, for = \"10m\" }, { weight = 100, for = \"10m\" },
+]
+[mount.guard]
+window = \"2s\"
+minimum_samples = 50
+";
 /// What the content that programs write follows from.
 const SEED: u64 = 42;
 /// For the daemon to serve.
@@ -44,6 +57,7 @@ pub struct Stage {
     mountpoint: PathBuf,
     socket: PathBuf,
     log: PathBuf,
+    configuration: PathBuf,
     daemon: Option<Child>,
     crew: Option<Crew>,
 }
@@ -65,17 +79,18 @@ impl Stage {
         let mut dir = TempDir::with_prefix("lighthouse-fs-demo-")?;
         // As mountinfo names it; nothing is mounted there yet.
         let path = dir.path().canonicalize()?;
-        let [source, mountpoint, socket, log] =
-            ["source", "mountpoint", "control.sock", "log"].map(|name| path.join(name));
+        let [source, mountpoint, socket, log, configuration] =
+            ["source", "mountpoint", "control.sock", "log", "config.toml"].map(|name| path.join(name));
         fs::create_dir(&source)?;
         fs::create_dir(&mountpoint)?;
         // Only `remove` may: it looks first whether something is mounted there.
         dir.disable_cleanup(true);
-        Ok(Self { program, dir, source, mountpoint, socket, log, daemon: None, crew: None })
+        Ok(Self { program, dir, source, mountpoint, socket, log, configuration, daemon: None, crew: None })
     }
 
     /// Starts the daemon, waits until it serves, and gives the backend that does.
     pub async fn serve(&mut self) -> Result<Backend, String> {
+        self.configure("").map_err(|error| format!("the configuration cannot be written: {error}"))?;
         self.daemon = Some(self.start_daemon().map_err(|error| format!("the daemon cannot be started: {error}"))?);
         let end = Instant::now() + READY;
         loop {
@@ -83,7 +98,7 @@ impl Stage {
             let why = match self.client().status().await {
                 Ok(status) => match (active(&status), self.is_mounted()?) {
                     (Some(backend), true) => return Ok(backend),
-                    _ => "it is not mounted".into(),
+                    _ => format!("it is not mounted: {}", reasons(&status)),
                 },
                 Err(error) => error.to_string(),
             };
@@ -97,12 +112,8 @@ impl Stage {
     fn start_daemon(&self) -> io::Result<Child> {
         Command::new(&self.program)
             .arg("serve")
-            .arg("--source")
-            .arg(&self.source)
-            .arg("--mountpoint")
-            .arg(&self.mountpoint)
-            .arg("--socket")
-            .arg(&self.socket)
+            .arg("--config")
+            .arg(&self.configuration)
             .arg("--with-parent")
             // Ctrl-C is for this process, which ends the programs first and then the daemon.
             .process_group(0)
@@ -110,6 +121,19 @@ impl Stage {
             .stdout(Stdio::null())
             .stderr(File::create(&self.log)?)
             .spawn()
+    }
+
+    /// Writes the daemon's configuration, with `more` of its mount.
+    fn configure(&self, more: &str) -> io::Result<()> {
+        // A string of JSON is one of TOML.
+        let [socket, state, source, mountpoint] =
+            [&self.socket, &self.dir.path().join("state"), &self.source, &self.mountpoint].map(|path| json!(path));
+        let text = format!(
+            "[daemon]\nsocket = {socket}\nstate_dir = {state}\n\
+             [api]\nlisten = \"\"\nshadow_listen = \"\"\nmetrics_listen = \"\"\n\
+             [[mount]]\nname = \"{MOUNT}\"\nsource = {source}\nmountpoint = {mountpoint}\ndrill = true\n{more}"
+        );
+        fs::write(&self.configuration, text)
     }
 
     fn client(&self) -> Client {
@@ -150,6 +174,45 @@ impl Stage {
     /// Changes the backend.
     pub async fn switch(&self, to: Backend) -> Result<SwitchAnswer, ClientError> {
         self.client().switch(MOUNT, to).await
+    }
+
+    /// Lets the stable backend serve, and gives its name.
+    pub async fn settle(&self) -> Result<Backend, String> {
+        let mount = self.client().mount(MOUNT).await.map_err(|error| error.to_string())?;
+        self.switch(mount.stable).await.map_err(|error| error.to_string())?;
+        Ok(mount.stable)
+    }
+
+    /// Hears what happens from now on.
+    pub async fn listen(&self) -> Result<Listener, String> {
+        self.client().events().await.map_err(|error| error.to_string())
+    }
+
+    /// Gives the daemon a candidate, as an operator does, by its configuration, and begins its rollout.
+    pub async fn start_rollout(&self, candidate: Backend) -> Result<(), String> {
+        let wrong = |error: &dyn std::fmt::Display| format!("the rollout cannot be started: {error}");
+        self.configure(&ROLLOUT.replace("CANDIDATE", candidate.name())).map_err(|error| wrong(&error))?;
+        let daemon = self.daemon.as_ref().and_then(Child::id).ok_or("the daemon has ended")?;
+        kill(Pid::from_raw(daemon.cast_signed()), Signal::SIGHUP).map_err(|error| wrong(&error))?;
+        let end = Instant::now() + READY;
+        loop {
+            let mount = self.client().mount(MOUNT).await.map_err(|error| wrong(&error))?;
+            if mount.candidate == Some(candidate) {
+                break;
+            }
+            if Instant::now() > end {
+                return Err(format!("the daemon has not taken its new configuration:\n{}", self.last_lines()));
+            }
+            sleep(LOOK).await;
+        }
+        self.client().ask_rollout(MOUNT, "rollout/start", None::<()>).await.map_err(|error| wrong(&error))?;
+        Ok(())
+    }
+
+    /// Injects faults.
+    pub async fn drill(&self, plan: &Plan) -> Result<(), String> {
+        let drilled = self.client().drill(MOUNT, plan).await;
+        drilled.map(drop).map_err(|error| format!("the drill cannot begin: {error}"))
     }
 
     /// Ends everything: the programs, the daemon, the mount, the directory.
@@ -219,6 +282,11 @@ impl Stage {
         let path = self.dir.path().to_owned();
         self.dir.close().map_err(|error| format!("{} cannot be removed: {error}", path.display()))
     }
+}
+
+/// Why the mount is not served.
+fn reasons(status: &Status) -> String {
+    status.mounts.iter().flat_map(|mount| &mount.reasons).map(super::super::printable).collect::<Vec<_>>().join("; ")
 }
 
 /// The backend that serves.
