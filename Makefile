@@ -6,7 +6,7 @@ help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: ## swap the FUSE stack under a running load, with a table of what it cost (a build, then half a minute)
+demo: ## swap the FUSE stack under a running load, then roll a slow candidate back, with a table of what it cost (a build, then half a minute)
 	@scripts/setup.sh
 	cargo run --release --locked -- demo
 
