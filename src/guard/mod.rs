@@ -1,0 +1,3 @@
+//! When to roll back.
+
+pub mod prometheus;
