@@ -7,6 +7,8 @@ set -euo pipefail
 
 # libfuse 2's helper lives in a folder of its own: Debian's package `fuse` conflicts with `fuse3`.
 readonly libfuse2=/usr/local/lib/libfuse2/bin
+# One program of a large package, whose service nobody wants to be started.
+readonly prometheus=/usr/local/lib/prometheus/bin
 readonly fusectl=/sys/fs/fuse/connections
 
 # Command that must be there, and the Debian package that has it.
@@ -51,14 +53,28 @@ wants_libfuse2() {
     printf 'the fusermount of libfuse 2, set-uid root, in %s (from the Debian package fuse)\n' "$libfuse2"
 }
 install_libfuse2() {
+  install_from fuse bin/fusermount 4755 "$libfuse2/fusermount"
+}
+
+# 19 MB to download, 50 MB of which are kept.
+wants_prometheus() {
+  command -v prometheus >/dev/null || [ -x "$prometheus/prometheus" ] ||
+    printf 'prometheus in %s (from the Debian package of that name)\n' "$prometheus"
+}
+install_prometheus() {
+  install_from prometheus usr/bin/prometheus 755 "$prometheus/prometheus"
+}
+
+# install_from PACKAGE FILE MODE PLACE: installs one file of a Debian package, and nothing else of it.
+install_from() {
   local folder
   refresh_apt
   folder=$(mktemp -d)
   # apt's unprivileged download user must be able to write here.
   chmod 0777 "$folder"
-  (cd "$folder" && apt-get download --quiet fuse >&2)
-  dpkg-deb --extract "$folder"/fuse_*.deb "$folder/unpacked"
-  install -D --owner root --group root --mode 4755 "$folder/unpacked/bin/fusermount" "$libfuse2/fusermount"
+  (cd "$folder" && apt-get download --quiet "$1" >&2)
+  dpkg-deb --extract "$folder/$1"_*.deb "$folder/unpacked"
+  install -D --owner root --group root --mode "$3" "$folder/unpacked/$2" "$4"
   rm -rf "$folder"
 }
 
@@ -100,7 +116,7 @@ rust_components() {
   done
 }
 
-readonly steps=(packages libfuse2 device fusectl)
+readonly steps=(packages libfuse2 prometheus device fusectl)
 
 main() {
   local mode="${1:-install}" step wanted list=""

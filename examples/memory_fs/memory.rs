@@ -255,6 +255,11 @@ impl Vfs for Memory {
         state.entry(id)
     }
 
+    fn known_nodes(&self, visit: &mut dyn FnMut(NodeId)) {
+        let known: Vec<_> = self.state().nodes.keys().copied().collect();
+        known.into_iter().for_each(visit);
+    }
+
     fn forget(&self, node: NodeId, count: u64) {
         let mut state = self.state();
         if let Ok(known) = state.node(node) {

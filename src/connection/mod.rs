@@ -8,6 +8,7 @@ pub mod helper;
 mod init;
 mod mount;
 pub mod mountinfo;
+pub mod notify;
 pub mod port;
 mod wire;
 

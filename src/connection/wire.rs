@@ -25,8 +25,13 @@ pub(super) const FUSE_INIT_EXT: u32 = 1 << 30;
 /// Bit 39, the 7th of `flags2` (Linux 6.9).
 pub(super) const FUSE_HAS_RESEND: u32 = 1 << (39 - 32);
 
-/// `FUSE_NOTIFY_RESEND` of `enum fuse_notify_code` (Linux 6.9).
+/// Of `enum fuse_notify_code`.
+pub(super) const FUSE_NOTIFY_INVAL_INODE: i32 = 2;
+pub(super) const FUSE_NOTIFY_INVAL_ENTRY: i32 = 3;
+/// Linux 6.9.
 pub(super) const FUSE_NOTIFY_RESEND: i32 = 7;
+/// Flag of FUSE_NOTIFY_INVAL_ENTRY: the name is asked for again before it is used, and stays where it is (Linux 6.2).
+pub(super) const FUSE_EXPIRE_ONLY: u32 = 1 << 0;
 
 /// `struct fuse_in_header`.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -96,6 +101,24 @@ pub(super) struct ForgetIn {
     pub nlookup: u64,
 }
 
+/// `struct fuse_notify_inval_inode_out`.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct NotifyInvalInodeOut {
+    pub ino: u64,
+    pub off: i64,
+    pub len: i64,
+}
+
+/// `struct fuse_notify_inval_entry_out`. The name follows, and a zero byte that `namelen` does not count.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct NotifyInvalEntryOut {
+    pub parent: u64,
+    pub namelen: u32,
+    pub flags: u32,
+}
+
 /// Writes an answer to a device descriptor. An `error` of `None` sends `data`.
 ///
 /// # Errors
@@ -130,8 +153,34 @@ pub(super) fn answer_late(device: impl AsFd, unique: u64) -> bool {
 /// # Errors
 /// EINVAL before Linux 6.9.
 pub(super) fn notify_resend(device: impl AsFd) -> io::Result<()> {
-    let header = OutHeader { len: size_of::<OutHeader>() as u32, error: FUSE_NOTIFY_RESEND, unique: 0 };
-    rustix::io::write(device, header.as_bytes())?;
+    notify(device, FUSE_NOTIFY_RESEND, [&[], &[], &[]])
+}
+
+/// Tells the kernel that what it keeps of a node is old: its attributes, and, if `off` is not negative, its pages from there.
+/// Then it waits for the locks of those pages, and for a backend to take the dirty ones (`fuse_reverse_inval_inode`).
+///
+/// # Errors
+/// ENOENT when the kernel does not know the node.
+pub(super) fn notify_inval_inode(device: impl AsFd, ino: u64, off: i64) -> io::Result<()> {
+    let body = NotifyInvalInodeOut { ino, off, len: 0 };
+    notify(device, FUSE_NOTIFY_INVAL_INODE, [body.as_bytes(), &[], &[]])
+}
+
+/// Tells the kernel to ask for a name again before it uses it. It waits for the lock of the directory, which a program may
+/// hold whose request nobody has answered (`fuse_reverse_inval_entry`).
+///
+/// # Errors
+/// ENOENT when the kernel does not know the name or its directory.
+pub(super) fn notify_expire_entry(device: impl AsFd, parent: u64, name: &[u8]) -> io::Result<()> {
+    let body = NotifyInvalEntryOut { parent, namelen: name.len() as u32, flags: FUSE_EXPIRE_ONLY };
+    notify(device, FUSE_NOTIFY_INVAL_ENTRY, [body.as_bytes(), name, &[0]])
+}
+
+fn notify(device: impl AsFd, code: i32, body: [&[u8]; 3]) -> io::Result<()> {
+    let len = size_of::<OutHeader>() + body.iter().map(|part| part.len()).sum::<usize>();
+    let header = OutHeader { len: len as u32, error: code, unique: 0 };
+    let parts = [header.as_bytes(), body[0], body[1], body[2]].map(IoSlice::new);
+    rustix::io::retry_on_intr(|| rustix::io::writev(&device, &parts))?;
     Ok(())
 }
 
@@ -153,5 +202,7 @@ mod tests {
         assert_eq!(size_of::<InitIn>(), 16);
         assert_eq!(size_of::<InitInExt>(), 64);
         assert_eq!(size_of::<InitOut>(), 64);
+        assert_eq!(size_of::<NotifyInvalInodeOut>(), 24);
+        assert_eq!(size_of::<NotifyInvalEntryOut>(), 16);
     }
 }

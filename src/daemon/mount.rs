@@ -25,7 +25,7 @@ use crate::api::events;
 use crate::api::model::LastSwitch;
 use crate::backend::drill::{Ended, Ongoing, Plan as DrillPlan};
 use crate::config::{Backend, Deadlines, Mount};
-use crate::connection::mountinfo;
+use crate::connection::{fusectl, mountinfo};
 use crate::ledger::{Cause, Ledger};
 use crate::rollout::Because;
 use crate::server::{
@@ -409,7 +409,10 @@ impl<'a> Task<'a> {
         reason: String,
     ) -> (Result<Option<Switched>, ControlError>, Option<End>) {
         let alone = if percent == 0 { candidate.other() } else { candidate };
-        if matches!(percent, 0 | 100) && self.ledger.active() == Some(alone) && self.ledger.weight(alone.other()) == 0 {
+        let is_so =
+            matches!(percent, 0 | 100) && self.ledger.active() == Some(alone) && self.ledger.weight(alone.other()) == 0;
+        // A rollback is more: the server has the kernel forget what was answered before.
+        if is_so && cause != Cause::Rollback {
             return (Ok(None), None);
         }
         let order = Order::Weigh { candidate, percent, cause, reason };
@@ -611,6 +614,25 @@ impl<'a> Task<'a> {
         }
     }
 
+    /// Ends the connection of a server that was killed and does not go: a thread of it may wait in the kernel for a program
+    /// whose request nobody will answer now ([`notify`](crate::connection::notify)). Whether that could be done.
+    fn abort(&self) -> bool {
+        let mount = &self.mount.name;
+        let mounts = mountinfo::read().unwrap_or_default();
+        let at_place = self.place.as_deref().and_then(|place| mountinfo::at(&mounts, place));
+        let Some(found) = at_place.filter(|mounted| mounted.is_ours() && Some(mounted.id) == self.number) else {
+            return false;
+        };
+        let aborted = fusectl::abort(found.device);
+        match &aborted {
+            Ok(()) => tracing::warn!(mount, "the serving process outlives SIGKILL: its connection is aborted"),
+            Err(error) => {
+                tracing::warn!(mount, %error, "the connection of a process that outlives SIGKILL cannot be aborted");
+            }
+        }
+        aborted.is_ok()
+    }
+
     /// Sees to it that the process is gone, and the mount with it.
     async fn bury(&mut self, end: &End) {
         let mount = &self.mount.name;
@@ -622,7 +644,8 @@ impl<'a> Task<'a> {
             if let Err(error) = self.server.kill() {
                 tracing::error!(mount, %error, "the serving process could not be killed");
             }
-            if !self.server.has_ended(DEATH).await {
+            let is_gone = self.server.has_ended(DEATH).await || self.abort() && self.server.has_ended(DEATH).await;
+            if !is_gone {
                 tracing::error!(
                     mount,
                     pid = self.server.pid(),

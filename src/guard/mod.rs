@@ -6,6 +6,7 @@
 //! reason to change backends.
 
 mod figures;
+pub mod prometheus;
 mod rules;
 #[cfg(test)]
 mod simulation;

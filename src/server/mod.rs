@@ -2,6 +2,7 @@
 
 mod drill;
 mod handover;
+mod invalidation;
 pub mod meeting;
 pub mod orders;
 mod served;

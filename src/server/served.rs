@@ -13,6 +13,7 @@ use crate::ledger::{Cause, Ledger, PortState};
 use crate::vfs::Vfs;
 
 use super::handover::{drain, hand_over};
+use super::invalidation::Invalidation;
 use super::orders::{Switched, Unavailable};
 use super::slices::Slices;
 
@@ -23,6 +24,9 @@ const LAST_ANSWERS: Duration = Duration::from_millis(5);
 const TURN: Duration = Duration::from_millis(10);
 /// How long everybody may be held up to see whether requests were lost.
 const MOMENT: Duration = Duration::from_millis(20);
+
+/// How long the end of an invalidation is awaited before the unmount, which would wait for it too.
+const INVALIDATION_END: Duration = Duration::from_secs(2);
 
 /// A session by its number: sessions of a backend follow each other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -83,6 +87,7 @@ pub struct Served {
     next_session: u64,
     on_session_end: OnSessionEnd,
     nobody_serves: Option<String>,
+    invalidation: Option<Invalidation>,
 }
 
 impl Served {
@@ -117,6 +122,7 @@ impl Served {
             next_session: 0,
             on_session_end,
             nobody_serves: None,
+            invalidation: None,
         };
         let mut unavailable = served.serve_first(&mount.backends_to_try()).inspect_err(|_| {
             if let Err(error) = connection.unmount(Duration::ZERO) {
@@ -132,6 +138,12 @@ impl Served {
             }
         }
         served.publish();
+        match Invalidation::prepare(&connection, served.context.vfs.clone()) {
+            Ok(invalidation) => served.invalidation = Some(invalidation),
+            Err(error) => {
+                tracing::warn!(%error, "after a rollback the kernel will keep what the candidate has answered until its lifetime is over");
+            }
+        }
         Ok((served, unavailable))
     }
 
@@ -332,11 +344,28 @@ impl Served {
     }
 
     /// Gives `candidate` so many percent of the operations, and the other backend the rest: 0 and 100 are switches, between
-    /// them both take turns.
+    /// them both take turns. After a rollback the kernel is told to forget what was answered before; nobody waits for that.
     ///
     /// # Errors
     /// When one of them has no session that works; what was before goes on.
     pub fn weigh(
+        &mut self,
+        candidate: Backend,
+        percent: u8,
+        cause: Cause,
+        reason: &str,
+    ) -> Result<Option<Switched>, SwitchError> {
+        let switched = self.share(candidate, percent, cause, reason)?;
+        // Also if stable has served alone before: what is rolled back may have answered until a moment ago, or long ago.
+        if cause == Cause::Rollback
+            && let Some(invalidation) = &self.invalidation
+        {
+            invalidation.begin();
+        }
+        Ok(switched)
+    }
+
+    fn share(
         &mut self,
         candidate: Backend,
         percent: u8,
@@ -630,6 +659,11 @@ impl Served {
     pub fn unmount(&self) -> std::io::Result<Unmounted> {
         for session in self.sessions.iter().flatten() {
             tracing::debug!(backend = %session.port.backend(), state = ?session.port.state(), "unmounting");
+        }
+        if let Some(invalidation) = &self.invalidation
+            && !invalidation.end(INVALIDATION_END)
+        {
+            tracing::warn!("the kernel is still being told what to forget: the unmount waits for that");
         }
         self.context.connection.unmount(self.deadlines.unmount)
     }

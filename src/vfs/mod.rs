@@ -46,6 +46,11 @@ pub trait Vfs: Send + Sync + 'static {
     /// Takes back `count` lookups of `node`. Never fails; an unknown node is ignored.
     fn forget(&self, node: NodeId, count: u64);
 
+    /// Shows each node that has lookups which were not taken back, and the root. After a rollback the kernel is told to forget
+    /// what it keeps of these; what is not shown is kept until its lifetime is over. `visit` may take its time: no lock is
+    /// held meanwhile that another call needs.
+    fn known_nodes(&self, _visit: &mut dyn FnMut(NodeId)) {}
+
     /// Attributes of `node`, by `handle` where the caller has the file open.
     fn getattr(&self, caller: &Caller, node: NodeId, handle: Option<HandleId>) -> Result<Attr>;
 

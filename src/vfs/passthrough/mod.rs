@@ -164,6 +164,10 @@ impl Vfs for PassThrough {
         self.nodes.forget(node, count);
     }
 
+    fn known_nodes(&self, visit: &mut dyn FnMut(NodeId)) {
+        self.nodes.each_known(visit);
+    }
+
     fn getattr(&self, _caller: &Caller, node: NodeId, handle: Option<HandleId>) -> Result<Attr> {
         let stat = match handle {
             Some(handle) => stat(self.handles.pin_any(handle)?)?,

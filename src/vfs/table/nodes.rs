@@ -175,6 +175,17 @@ impl NodeTable {
         self.shards.iter().map(|shard| shard.0.read().len()).sum::<usize>() - 1
     }
 
+    /// Shows each known node, without a lock: one that becomes known or unknown meanwhile is shown or is not.
+    pub(in crate::vfs) fn each_known(&self, visit: &mut dyn FnMut(NodeId)) {
+        for record in self.records.touched() {
+            let id = record.id.load(Relaxed);
+            // 0: between two lives.
+            if record.state.load(Acquire) & KNOWN != 0 && id != 0 {
+                visit(NodeId(id));
+            }
+        }
+    }
+
     fn shard(&self, id: u64) -> &RwLock<Index> {
         &self.shards[(id % SHARDS) as usize].0
     }

@@ -179,3 +179,24 @@ proptest! {
         prop_assert_eq!(in_use, 1, "only the root's record is left");
     }
 }
+
+#[test]
+fn only_what_is_known_is_shown() {
+    let table = table(8);
+    let shown = || {
+        let mut shown = Vec::new();
+        table.each_known(&mut |node| shown.push(node));
+        shown
+    };
+    for inode in [5, 6, 7] {
+        table.insert(here(inode), descriptor()).unwrap();
+    }
+    assert_eq!(shown(), [ROOT, NodeId(5), NodeId(6), NodeId(7)]);
+    let pin = table.pin(NodeId(6)).unwrap();
+    table.forget(NodeId(6), 1);
+    assert_eq!(shown(), [ROOT, NodeId(5), NodeId(7)], "a pin does not make it known");
+    drop(pin);
+    table.forget(NodeId(5), 1);
+    table.insert(here(8), descriptor()).unwrap();
+    assert_eq!(shown().len(), 3);
+}

@@ -1,0 +1,240 @@
+//! A question to Prometheus: each way in which there may be no answer, and a real server's.
+
+#[macro_use]
+mod support;
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use lighthouse_fs::guard::prometheus::{Answer, ask};
+use rstest::rstest;
+use serde_json::Value;
+use support::service::{Service, config, serve_command};
+use support::{COMMAND_LIMIT, ROOT_DIRECT, Sandbox, require_root, unless_skipped, wait_for};
+
+/// Where scripts/setup.sh puts it.
+const INSTALLED: &str = "/usr/local/lib/prometheus/bin/prometheus";
+const SECRET: &str = "p4ssw0rd";
+
+fn asked(url: &str, query: &str, above: f64, limit: Duration) -> Answer {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(ask(url, query, above, limit))
+}
+
+#[track_caller]
+fn no_data(answer: Answer) -> String {
+    let Answer::NoData(why) = answer else { panic!("{answer:?}") };
+    assert!(!why.contains(SECRET), "{why}");
+    why
+}
+
+/// Answers one request with `answer`, and returns its head.
+fn fake(answer: impl FnOnce(TcpStream) + Send + 'static) -> (String, JoinHandle<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://guard:{SECRET}@{}/below/", listener.local_addr().unwrap());
+    let thread = std::thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        let mut head = String::new();
+        let mut lines = BufReader::new(stream.try_clone().unwrap());
+        while lines.read_line(&mut head).unwrap() > 2 {}
+        answer(stream);
+        head
+    });
+    (url, thread)
+}
+
+fn body(status: &str, body: &str) -> Vec<u8> {
+    format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
+}
+
+fn vector(value: &str) -> String {
+    format!(
+        r#"{{"status":"success","data":{{"resultType":"vector","result":[{{"metric":{{}},"value":[1,"{value}"]}}]}}}}"#
+    )
+}
+
+#[test]
+fn what_is_asked() {
+    let (url, server) = fake(|mut stream| stream.write_all(&body("200 OK", &vector("0.02"))).unwrap());
+    assert_eq!(asked(&url, "sum(a{b=\"c d\"}) / 2", 0.01, COMMAND_LIMIT), Answer::Above(0.02));
+    let head = server.join().unwrap();
+    let target = "GET /below/api/v1/query?query=sum%28a%7Bb%3D%22c%20d%22%7D%29%20%2F%202 HTTP/1.1\r\n";
+    assert!(head.starts_with(target), "{head}");
+    assert!(head.contains("authorization: Basic Z3VhcmQ6cDRzc3cwcmQ=\r\n"), "{head}");
+}
+
+#[rstest]
+#[case::at_the_threshold("0.01", Answer::Within(0.01))]
+#[case::below("-5", Answer::Within(-5.))]
+#[case::above("1e9", Answer::Above(1e9))]
+fn a_value_is_judged(#[case] value: &str, #[case] expected: Answer) {
+    let answer = body("200 OK", &vector(value));
+    let (url, server) = fake(move |mut stream| stream.write_all(&answer).unwrap());
+    assert_eq!(asked(&url, "up", 0.01, COMMAND_LIMIT), expected);
+    server.join().unwrap();
+}
+
+#[rstest]
+#[case::status(body("502 Bad Gateway", "<html>"), "HTTP status 502 Bad Gateway")]
+#[case::redirected(body("302 Found", ""), "HTTP status 302 Found")]
+#[case::unauthorized(body("401 Unauthorized", ""), "HTTP status 401")]
+#[case::not_json(body("200 OK", "<html>"), "does not answer as Prometheus does")]
+#[case::own_error(
+    body("422 Unprocessable Entity", r#"{"status":"error","errorType":"execution","error":"many-to-many matching"}"#),
+    "refuses the query (execution): many-to-many matching"
+)]
+#[case::empty(
+    body("200 OK", r#"{"status":"success","data":{"resultType":"vector","result":[]}}"#),
+    "the result is empty"
+)]
+#[case::no_number(body("200 OK", &vector("NaN")), "no finite number (NaN)")]
+#[case::no_http(b"220 smtp.example.org ESMTP\r\n".to_vec(), "does not answer as HTTP does")]
+#[case::silent_end(Vec::new(), "does not answer as HTTP does")]
+#[case::cut_short(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{".to_vec(), "does not answer as HTTP does")]
+#[case::too_big(body("200 OK", &" ".repeat(5 << 20)), "is larger than 4 MiB")]
+fn no_answer(#[case] answer: Vec<u8>, #[case] expected: &str) {
+    // It may have hung up by then.
+    let (url, server) = fake(move |mut stream| drop(stream.write_all(&answer)));
+    let why = no_data(asked(&url, "up", 0., COMMAND_LIMIT));
+    assert!(why.contains(expected), "{why}");
+    server.join().unwrap();
+}
+
+#[rstest]
+#[case::nothing("")]
+#[case::half("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{")]
+fn silence_ends_at_the_deadline(#[case] said: &'static str) {
+    let (done, is_done) = std::sync::mpsc::channel::<()>();
+    let (url, server) = fake(move |mut stream| {
+        stream.write_all(said.as_bytes()).unwrap();
+        // Held open until the test is over.
+        let _ = is_done.recv();
+    });
+    let began = Instant::now();
+    let why = no_data(asked(&url, "up", 0., Duration::from_millis(200)));
+    assert!(why.contains("has not answered within 200ms"), "{why}");
+    assert!(began.elapsed() < COMMAND_LIMIT);
+    drop(done);
+    server.join().unwrap();
+}
+
+#[rstest]
+#[case::nobody_listens("127.0.0.1:1")]
+#[case::no_such_host("prometheus.invalid")]
+fn unreachable(#[case] place: &str) {
+    let why = no_data(asked(&format!("http://guard:{SECRET}@{place}"), "up", 0., COMMAND_LIMIT * 2));
+    assert!(why.starts_with(&format!("http://{place} cannot be reached: ")), "{why}");
+    let why = no_data(asked(&format!("https://guard:{SECRET}@{place}"), "up", 0., COMMAND_LIMIT));
+    assert!(why.contains("https is not spoken"), "{why}");
+}
+
+fn installed() -> Result<PathBuf, String> {
+    let in_path = std::env::var_os("PATH")
+        .into_iter()
+        .flat_map(|path| std::env::split_paths(&path).map(|folder| folder.join("prometheus")).collect::<Vec<_>>());
+    in_path
+        .chain([INSTALLED.into()])
+        .find(|program| program.is_file())
+        .ok_or_else(|| "there is no prometheus: scripts/setup.sh installs it".into())
+}
+
+/// A real server. Killed when dropped.
+struct Real {
+    process: Child,
+    url: String,
+}
+
+impl Real {
+    /// Starts one that scrapes `target` many times a second.
+    fn start(sandbox: &Sandbox, program: &Path, target: SocketAddr) -> Self {
+        let folder = sandbox.path().join("prometheus");
+        fs::create_dir(&folder).unwrap();
+        let file = format!(
+            "global: {{ scrape_interval: 200ms, scrape_timeout: 200ms }}\n\
+             scrape_configs: [{{ job_name: lighthouse, static_configs: [{{ targets: ['{target}'] }}] }}]\n"
+        );
+        fs::write(folder.join("prometheus.yml"), file).unwrap();
+        let log = folder.join("log");
+        let mut command = sandbox.client(program);
+        command.arg("--config.file").arg(folder.join("prometheus.yml"));
+        command.arg("--storage.tsdb.path").arg(folder.join("data"));
+        command.args(["--web.listen-address", "127.0.0.1:0"]);
+        command.current_dir(&folder).stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log).unwrap());
+        let mut real = Self { process: command.spawn().unwrap(), url: String::new() };
+        let listens = wait_for("Prometheus to listen", COMMAND_LIMIT * 2, || {
+            let said = fs::read_to_string(&log).unwrap();
+            assert!(real.process.try_wait().unwrap().is_none(), "{said}");
+            let line = said.lines().find(|line| line.contains("Listening on"))?;
+            Some(line.rsplit_once("address=")?.1.trim_matches('"').to_owned())
+        });
+        real.url = format!("http://{listens}");
+        real
+    }
+
+    fn ask(&self, query: &str, above: f64) -> Answer {
+        asked(&self.url, query, above, COMMAND_LIMIT)
+    }
+}
+
+impl Drop for Real {
+    fn drop(&mut self) {
+        // It may have gone by itself.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A daemon with one mount, and where its metrics are.
+fn serve() -> (Service, SocketAddr) {
+    let sandbox = Sandbox::new(ROOT_DIRECT.user, Duration::from_secs(90));
+    let (source, place) = (sandbox.source(), sandbox.mountpoint());
+    let api = "[api]\nlisten = \"\"\nshadow_listen = \"\"\nmetrics_listen = \"127.0.0.1:0\"\n";
+    let mount =
+        format!("[[mount]]\nname = \"tried\"\nsource = {source:?}\nmountpoint = {place:?}\nhelper = \"direct\"\n");
+    fs::write(config(&sandbox), format!("{api}{mount}")).unwrap();
+    let mut command = serve_command(&sandbox);
+    command.arg("--config").arg(config(&sandbox));
+    let service = Service::of(sandbox, command);
+    let address = |status: &Value| {
+        let listeners = status["daemon"]["listeners"].as_array()?;
+        let found = listeners.iter().find(|one| one["name"] == "metrics" && one["listening"] == true)?;
+        found["address"].as_str()?.parse().ok()
+    };
+    let status = service.wait_until("listens", |status| address(status).is_some());
+    let address = address(&status).expect("it listens");
+    (service, address)
+}
+
+#[test]
+fn a_real_server_that_scrapes_this_daemon() {
+    unless_skipped(require_root().and_then(|()| installed().map(drop)), || {
+        let (service, metrics) = serve();
+        let real = Real::start(&service.sandbox, &installed().unwrap(), metrics);
+        for number in 0..20 {
+            fs::write(service.sandbox.mountpoint().join(number.to_string()), "content").unwrap();
+        }
+        let creates =
+            "sum by (mount) (lighthouse_fuse_operations_total{mount='tried', operation='create', status='ok'})";
+        let answer = wait_for("twenty files to be counted", COMMAND_LIMIT, || {
+            Some(real.ask(creates, 19.5)).filter(|answer| matches!(answer, Answer::Above(_)))
+        });
+        assert_eq!(answer, Answer::Above(20.));
+        assert_eq!(real.ask(creates, 20.), Answer::Within(20.));
+        assert_eq!(real.ask("scalar(up)", 1.), Answer::Within(1.));
+        assert!(no_data(real.ask("lighthouse_fuse_no_such_thing", 0.)).contains("the result is empty"));
+        assert!(no_data(real.ask("vector(0) / 0", 0.)).contains("no finite number (NaN)"));
+        assert!(no_data(real.ask("up[1m]", 0.)).contains("a range of time"));
+        assert!(no_data(real.ask("'text'", 0.)).contains("a text, and no number"));
+        let why = no_data(real.ask("sum(", 0.));
+        assert!(why.contains("refuses the query (bad_data)") && why.contains("parse error"), "{why}");
+        let url = real.url.clone();
+        drop(real);
+        assert!(no_data(asked(&url, "up", 0., COMMAND_LIMIT)).contains("cannot be reached"));
+        service.stop();
+    });
+}
