@@ -11,32 +11,25 @@ use std::process::{Child, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use lighthouse_fs::guard::prometheus::{Answer, ask};
+use lighthouse_fs::guard::prometheus::ask;
+use nix::sys::signal::Signal;
 use rstest::rstest;
 use serde_json::Value;
-use support::service::{Service, config, serve_command};
+use support::service::{Service, config, mount_of, serve_command};
 use support::{COMMAND_LIMIT, ROOT_DIRECT, Sandbox, require_root, unless_skipped, wait_for};
 
 /// Where scripts/setup.sh puts it.
 const INSTALLED: &str = "/usr/local/lib/prometheus/bin/prometheus";
-const SECRET: &str = "p4ssw0rd";
 
-fn asked(url: &str, query: &str, above: f64, limit: Duration) -> Answer {
+fn asked(url: &str, query: &str, limit: Duration) -> Result<f64, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(ask(url, query, above, limit))
-}
-
-#[track_caller]
-fn no_data(answer: Answer) -> String {
-    let Answer::NoData(why) = answer else { panic!("{answer:?}") };
-    assert!(!why.contains(SECRET), "{why}");
-    why
+    runtime.block_on(ask(url, query, limit))
 }
 
 /// Answers one request with `answer`, and returns its head.
 fn fake(answer: impl FnOnce(TcpStream) + Send + 'static) -> (String, JoinHandle<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://guard:{SECRET}@{}/below/", listener.local_addr().unwrap());
+    let url = format!("http://{}/below/", listener.local_addr().unwrap());
     let thread = std::thread::spawn(move || {
         let (stream, _) = listener.accept().unwrap();
         let mut head = String::new();
@@ -61,22 +54,10 @@ fn vector(value: &str) -> String {
 #[test]
 fn what_is_asked() {
     let (url, server) = fake(|mut stream| stream.write_all(&body("200 OK", &vector("0.02"))).unwrap());
-    assert_eq!(asked(&url, "sum(a{b=\"c d\"}) / 2", 0.01, COMMAND_LIMIT), Answer::Above(0.02));
+    assert_eq!(asked(&url, "sum(a{b=\"c d\"}) / 2", COMMAND_LIMIT), Ok(0.02));
     let head = server.join().unwrap();
     let target = "GET /below/api/v1/query?query=sum%28a%7Bb%3D%22c%20d%22%7D%29%20%2F%202 HTTP/1.1\r\n";
     assert!(head.starts_with(target), "{head}");
-    assert!(head.contains("authorization: Basic Z3VhcmQ6cDRzc3cwcmQ=\r\n"), "{head}");
-}
-
-#[rstest]
-#[case::at_the_threshold("0.01", Answer::Within(0.01))]
-#[case::below("-5", Answer::Within(-5.))]
-#[case::above("1e9", Answer::Above(1e9))]
-fn a_value_is_judged(#[case] value: &str, #[case] expected: Answer) {
-    let answer = body("200 OK", &vector(value));
-    let (url, server) = fake(move |mut stream| stream.write_all(&answer).unwrap());
-    assert_eq!(asked(&url, "up", 0.01, COMMAND_LIMIT), expected);
-    server.join().unwrap();
 }
 
 #[rstest]
@@ -100,7 +81,7 @@ fn a_value_is_judged(#[case] value: &str, #[case] expected: Answer) {
 fn no_answer(#[case] answer: Vec<u8>, #[case] expected: &str) {
     // It may have hung up by then.
     let (url, server) = fake(move |mut stream| drop(stream.write_all(&answer)));
-    let why = no_data(asked(&url, "up", 0., COMMAND_LIMIT));
+    let why = asked(&url, "up", COMMAND_LIMIT).unwrap_err();
     assert!(why.contains(expected), "{why}");
     server.join().unwrap();
 }
@@ -116,7 +97,7 @@ fn silence_ends_at_the_deadline(#[case] said: &'static str) {
         let _ = is_done.recv();
     });
     let began = Instant::now();
-    let why = no_data(asked(&url, "up", 0., Duration::from_millis(200)));
+    let why = asked(&url, "up", Duration::from_millis(200)).unwrap_err();
     assert!(why.contains("has not answered within 200ms"), "{why}");
     assert!(began.elapsed() < COMMAND_LIMIT);
     drop(done);
@@ -127,10 +108,8 @@ fn silence_ends_at_the_deadline(#[case] said: &'static str) {
 #[case::nobody_listens("127.0.0.1:1")]
 #[case::no_such_host("prometheus.invalid")]
 fn unreachable(#[case] place: &str) {
-    let why = no_data(asked(&format!("http://guard:{SECRET}@{place}"), "up", 0., COMMAND_LIMIT * 2));
+    let why = asked(&format!("http://{place}"), "up", COMMAND_LIMIT * 2).unwrap_err();
     assert!(why.starts_with(&format!("http://{place} cannot be reached: ")), "{why}");
-    let why = no_data(asked(&format!("https://guard:{SECRET}@{place}"), "up", 0., COMMAND_LIMIT));
-    assert!(why.contains("https is not spoken"), "{why}");
 }
 
 fn installed() -> Result<PathBuf, String> {
@@ -176,8 +155,8 @@ impl Real {
         real
     }
 
-    fn ask(&self, query: &str, above: f64) -> Answer {
-        asked(&self.url, query, above, COMMAND_LIMIT)
+    fn ask(&self, query: &str) -> Result<f64, String> {
+        asked(&self.url, query, COMMAND_LIMIT)
     }
 }
 
@@ -189,14 +168,18 @@ impl Drop for Real {
     }
 }
 
+const API: &str = "[api]\nlisten = \"\"\nshadow_listen = \"\"\nmetrics_listen = \"127.0.0.1:0\"\n";
+
+/// The file of a daemon with one mount, with more of it.
+fn file(sandbox: &Sandbox, more: &str) -> String {
+    API.to_owned()
+        + &support::service::mount(sandbox, "tried", &format!("backend = \"fuse2\"\nhelper = \"direct\"\n{more}"))
+}
+
 /// A daemon with one mount, and where its metrics are.
 fn serve() -> (Service, SocketAddr) {
     let sandbox = Sandbox::new(ROOT_DIRECT.user, Duration::from_secs(90));
-    let (source, place) = (sandbox.source(), sandbox.mountpoint());
-    let api = "[api]\nlisten = \"\"\nshadow_listen = \"\"\nmetrics_listen = \"127.0.0.1:0\"\n";
-    let mount =
-        format!("[[mount]]\nname = \"tried\"\nsource = {source:?}\nmountpoint = {place:?}\nhelper = \"direct\"\n");
-    fs::write(config(&sandbox), format!("{api}{mount}")).unwrap();
+    fs::write(config(&sandbox), file(&sandbox, "")).unwrap();
     let mut command = serve_command(&sandbox);
     command.arg("--config").arg(config(&sandbox));
     let service = Service::of(sandbox, command);
@@ -210,31 +193,80 @@ fn serve() -> (Service, SocketAddr) {
     (service, address)
 }
 
+const CREATES: &str =
+    "sum by (mount) (lighthouse_fuse_operations_total{mount='tried', operation='create', status='ok'})";
+
+fn create_twenty(service: &Service) {
+    for number in 0..20 {
+        fs::write(service.place("tried").join(number.to_string()), "content").unwrap();
+    }
+}
+
 #[test]
 fn a_real_server_that_scrapes_this_daemon() {
     unless_skipped(require_root().and_then(|()| installed().map(drop)), || {
         let (service, metrics) = serve();
         let real = Real::start(&service.sandbox, &installed().unwrap(), metrics);
-        for number in 0..20 {
-            fs::write(service.sandbox.mountpoint().join(number.to_string()), "content").unwrap();
-        }
-        let creates =
-            "sum by (mount) (lighthouse_fuse_operations_total{mount='tried', operation='create', status='ok'})";
-        let answer = wait_for("twenty files to be counted", COMMAND_LIMIT, || {
-            Some(real.ask(creates, 19.5)).filter(|answer| matches!(answer, Answer::Above(_)))
-        });
-        assert_eq!(answer, Answer::Above(20.));
-        assert_eq!(real.ask(creates, 20.), Answer::Within(20.));
-        assert_eq!(real.ask("scalar(up)", 1.), Answer::Within(1.));
-        assert!(no_data(real.ask("lighthouse_fuse_no_such_thing", 0.)).contains("the result is empty"));
-        assert!(no_data(real.ask("vector(0) / 0", 0.)).contains("no finite number (NaN)"));
-        assert!(no_data(real.ask("up[1m]", 0.)).contains("a range of time"));
-        assert!(no_data(real.ask("'text'", 0.)).contains("a text, and no number"));
-        let why = no_data(real.ask("sum(", 0.));
+        create_twenty(&service);
+        wait_for("twenty files to be counted", COMMAND_LIMIT, || (real.ask(CREATES) == Ok(20.)).then_some(()));
+        assert_eq!(real.ask("scalar(up)"), Ok(1.));
+        assert!(real.ask("lighthouse_fuse_no_such_thing").unwrap_err().contains("the result is empty"));
+        assert!(real.ask("vector(0) / 0").unwrap_err().contains("no finite number (NaN)"));
+        assert!(real.ask("up[1m]").unwrap_err().contains("a range of time"));
+        assert!(real.ask("'text'").unwrap_err().contains("a text, and no number"));
+        let why = real.ask("sum(").unwrap_err();
         assert!(why.contains("refuses the query (bad_data)") && why.contains("parse error"), "{why}");
-        let url = real.url.clone();
         drop(real);
-        assert!(no_data(asked(&url, "up", 0., COMMAND_LIMIT)).contains("cannot be reached"));
+        service.stop();
+    });
+}
+
+/// What the guard says by the rule `prometheus`.
+fn verdict(status: &Value) -> (String, String) {
+    let rules = mount_of(status, "tried")["guard"].as_array().cloned().unwrap_or_default();
+    let found = rules.iter().find(|rule| rule["rule"] == "prometheus").cloned().unwrap_or_default();
+    (found["verdict"].as_str().unwrap_or_default().into(), found["reason"].as_str().unwrap_or_default().into())
+}
+
+/// A server that is gone is no reason to go back; what it says when it is there may be one.
+#[cfg(all(feature = "fuse2", feature = "fuse3"))]
+#[test]
+fn a_verdict_for_all_machines() {
+    unless_skipped(require_root().and_then(|()| installed().map(drop)), || {
+        let (service, metrics) = serve();
+        let real = Real::start(&service.sandbox, &installed().unwrap(), metrics);
+        let question = |query: &str| {
+            let url = &real.url;
+            let rollout = "[mount.rollout]\ncandidate = \"fuse3\"\nsteps = [{ weight = 10, for = '1h' }, { weight = 100, for = '1h' }]";
+            let guard = format!("[mount.guard.prometheus]\nurl = \"{url}\"\nquery = \"{query}\"\nabove = 19.5\n");
+            file(&service.sandbox, &format!("{rollout}\n{guard}"))
+        };
+        let reload = |query: &str| {
+            fs::write(config(&service.sandbox), question(query)).unwrap();
+            service.send(Signal::SIGHUP);
+        };
+        reload("lighthouse_fuse_no_such_thing");
+        service.wait_until("has a candidate", |status| mount_of(status, "tried")["candidate"] == "fuse3");
+        assert!(service.ask(&["rollout", "start", "tried"]).status.success());
+        let says = |what: &str, word: &str| {
+            service.wait_until(&format!("says {what}: {word}"), |status| {
+                let (verdict, reason) = verdict(status);
+                verdict == what && reason.contains(word)
+            })
+        };
+        says("no_data", "the result is empty");
+        fs::write(service.place("tried").join("first"), "content").unwrap();
+        reload(CREATES);
+        says("healthy", "says 1");
+        create_twenty(&service);
+        let status = service.wait_until("is rolled back", |status| !mount_of(status, "tried")["pinned"].is_null());
+        let pin = &mount_of(&status, "tried")["pinned"];
+        assert!(pin["reason"].as_str().unwrap().starts_with("prometheus: "), "{pin}");
+        drop(real);
+        assert!(service.ask(&["unpin", "tried"]).status.success());
+        assert!(service.ask(&["rollout", "start", "tried"]).status.success());
+        let status = says("no_data", "cannot be reached");
+        assert_eq!(mount_of(&status, "tried")["rollout"]["state"], "running", "{status}");
         service.stop();
     });
 }

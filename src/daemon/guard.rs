@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::json;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::facts::{Facts, Phase};
@@ -14,13 +15,18 @@ use super::lost;
 use super::pilot::Shown;
 use super::prober::{Probed, Prober};
 use crate::api::events::{self, Events};
-use crate::config::{Backend, Guard};
-use crate::guard::{self, Comparison, Counts, Finding, Look, Lost, PerBackend, Probe, Rule, Verdict, Window, judge};
+use crate::config::{Backend, Guard, Prometheus};
+use crate::guard::{
+    self, Comparison, Counts, Finding, Look, Lost, PerBackend, Probe, Rule, Verdict, Window, judge, prometheus,
+};
 use crate::ledger::{AnswerStatus, Ledger, PortState};
 use crate::rollout::{Evidence, Serving};
 
 /// Between two looks. What is broken at once is to be acted on within a second.
 const TICK: Duration = Duration::from_millis(200);
+
+/// Between two questions to a Prometheus server, which has news four times a minute; and how long it may take.
+const QUESTIONS: Duration = Duration::from_secs(5);
 
 /// What is being tried, as far as it tells one trial from the next.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -138,7 +144,8 @@ async fn run(
             trial = Some(Trial::begin(server, tried.clone(), &ledger, &prober, &facts.borrow(), now));
         }
         let Some(trial) = &mut trial else { continue };
-        let look = trial.look(&ledger, &prober, &wanted.guard, now);
+        let prometheus = trial.oracle.ask(&wanted.guard.prometheus, now);
+        let look = Look { prometheus, ..trial.look(&ledger, &prober, &wanted.guard, now) };
         let findings = judge(&look, &wanted.guard);
         tell(&wanted.name, &judged.borrow().findings, &findings, &events);
         judged.send_if_modified(|judged| {
@@ -170,6 +177,7 @@ struct Trial {
     /// The longest row of errors of each backend within the window, and when it was seen.
     rows: [Option<(Instant, u32)>; 2],
     lost: Lost,
+    oracle: Oracle,
 }
 
 impl Trial {
@@ -179,7 +187,14 @@ impl Trial {
             let _ = ledger.take_errors_in_a_row(backend);
         }
         let lost = if lost::is_seen(facts) { Lost::LookedFor } else { Lost::Unseen };
-        Self { server, tried, window: Window::new(now, counts(ledger, prober)), rows: [None, None], lost }
+        Self {
+            server,
+            tried,
+            window: Window::new(now, counts(ledger, prober)),
+            rows: [None, None],
+            lost,
+            oracle: Oracle::default(),
+        }
     }
 
     fn look(&mut self, ledger: &Ledger, prober: &Prober, guard: &Guard, now: Instant) -> Look {
@@ -213,6 +228,35 @@ impl Trial {
             comparison: if is_compared { Comparison::On } else { Comparison::Off },
             prometheus: None,
         }
+    }
+}
+
+/// What a Prometheus server says, asked one question at a time.
+#[derive(Default)]
+struct Oracle {
+    question: Option<(String, String)>,
+    /// When it was asked last.
+    asked: Option<Instant>,
+    asking: JoinSet<Result<f64, String>>,
+    answer: Option<Result<f64, String>>,
+}
+
+impl Oracle {
+    /// The last answer. Waits for none.
+    fn ask(&mut self, wanted: &Prometheus, now: Instant) -> Option<Result<f64, String>> {
+        let question = wanted.question().map(|question| (question.url.to_owned(), question.query.to_owned()));
+        if question != self.question {
+            *self = Self { question, ..Self::default() };
+        }
+        while let Some(answer) = self.asking.try_join_next() {
+            self.answer = Some(answer.unwrap_or_else(|error| Err(format!("the question has failed: {error}"))));
+        }
+        let is_due = self.asked.is_none_or(|asked| now.saturating_duration_since(asked) >= QUESTIONS);
+        if let Some((url, query)) = self.question.clone().filter(|_| is_due && self.asking.is_empty()) {
+            self.asked = Some(now);
+            self.asking.spawn(async move { prometheus::ask(&url, &query, QUESTIONS).await });
+        }
+        self.answer.clone()
     }
 }
 

@@ -4,19 +4,17 @@
 //! a server somewhere else is down.
 //!
 //! Plain `http` only, which needs nothing that the program does not have: a server that wants `https` is reached through a
-//! proxy on this machine or beside it. No proxy is taken from the environment, and no redirection is followed.
-//! `user:password@` in the URL is sent as basic authentication, and is shown nowhere.
+//! proxy on this machine or beside it, which may also know a password. No proxy is taken from the environment, and no
+//! redirection is followed.
 
 use std::fmt::Display;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper::body::Bytes;
 use hyper::{Request, StatusCode, Uri, header};
 use hyper_util::rt::TokioIo;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -28,103 +26,53 @@ const LONGEST_QUOTE: usize = 300;
 /// What stays as it is in a query string (RFC 3986, unreserved).
 const QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// What Prometheus says.
-#[derive(Clone, PartialEq, Debug)]
-pub enum Answer {
-    /// This value, which is above the threshold.
-    Above(f64),
-    /// This value, which is not.
-    Within(f64),
-    /// Nothing that could be judged, for this reason.
-    NoData(String),
-}
-
 /// Asks, and waits for at most `limit` for the whole answer. Of several samples the highest counts, so that a query by
 /// machine or by mount finds the worst one; samples that are no finite number (as 0 / 0 is none) do not.
 ///
 /// To be asked one at a time: a resolver that hangs keeps a thread for longer than `limit`.
-pub async fn ask(url: &str, query: &str, above: f64, limit: Duration) -> Answer {
-    let value = async {
-        let server = Server::parse(url)?;
-        let said = timeout(limit, server.get(query)).await;
-        let (status, body) = said.map_err(|_| format!("{} has not answered within {limit:?}", server.shown))??;
-        value_of(status, &body).map_err(|why| format!("{}: {why}", server.shown))
-    };
-    match value.await {
-        Ok(value) if value > above => Answer::Above(value),
-        Ok(value) => Answer::Within(value),
-        Err(why) => Answer::NoData(why),
-    }
-}
-
-/// Whether [`ask`] can ask there.
 ///
 /// # Errors
-/// What is wrong, and what would be right. The URL is not in it.
-pub fn check_url(url: &str) -> Result<(), String> {
-    Server::parse(url).map(drop)
+/// Why there is nothing that could be judged.
+pub async fn ask(url: &str, query: &str, limit: Duration) -> Result<f64, String> {
+    let server = Server::parse(url)?;
+    let said = timeout(limit, server.get(query)).await;
+    let (status, body) = said.map_err(|_| format!("{} has not answered within {limit:?}", server.url))??;
+    value_of(status, &body).map_err(|why| format!("{}: {why}", server.url))
 }
 
-/// No `Debug`: it may hold a password.
 struct Server {
+    url: String,
     host: String,
     port: u16,
     /// What comes before `/api`, if it is served below a path.
     prefix: String,
-    authorization: Option<header::HeaderValue>,
-    /// The URL without secrets.
-    shown: String,
 }
 
 impl Server {
     fn parse(url: &str) -> Result<Self, String> {
-        const RIGHT: &str = "use http://HOST:PORT, and a path if it is served below one";
-        let uri: Uri = url.parse().map_err(|_| format!("the URL cannot be understood: {RIGHT}"))?;
-        match uri.scheme_str() {
-            Some("http") => {}
-            Some("https") => {
-                return Err("https is not spoken: use http, through a proxy beside it if it must be".into());
-            }
-            _ => return Err(format!("the URL is not one of http: {RIGHT}")),
+        let wrong = |what: &str| format!("{url} {what}: use http://HOST:PORT, and a path if it is served below one");
+        let uri: Uri = url.parse().map_err(|_| wrong("cannot be understood"))?;
+        if uri.scheme_str() != Some("http") {
+            return Err(wrong("is not spoken"));
         }
-        if uri.query().is_some() || url.contains('#') {
-            return Err(format!("the URL has a query of its own: {RIGHT}"));
-        }
-        let authority = uri.authority().ok_or_else(|| format!("the URL has no host: {RIGHT}"))?;
-        let (secret, place) = match authority.as_str().rsplit_once('@') {
-            Some((secret, place)) => (Some(secret), place),
-            None => (None, authority.as_str()),
-        };
-        let authorization = secret.map(|secret| {
-            let secret: Vec<u8> = percent_decode_str(secret).collect();
-            header::HeaderValue::try_from(format!("Basic {}", BASE64_STANDARD.encode(secret)))
-                .map(|mut value| {
-                    value.set_sensitive(true);
-                    value
-                })
-                .map_err(|_| "the user and password in the URL cannot be sent".to_owned())
-        });
-        let prefix = uri.path().trim_end_matches('/').to_owned();
+        let authority = uri.authority().filter(|authority| !authority.as_str().contains('@'));
+        let authority = authority.ok_or_else(|| wrong("names more or less than a host"))?;
         Ok(Self {
+            url: url.trim_end_matches('/').to_owned(),
             // `lookup_host` wants the address without brackets.
             host: authority.host().trim_start_matches('[').trim_end_matches(']').to_owned(),
             port: authority.port_u16().unwrap_or(80),
-            shown: format!("http://{place}{prefix}"),
-            prefix,
-            authorization: authorization.transpose()?,
+            prefix: uri.path().trim_end_matches('/').to_owned(),
         })
     }
 
     async fn get(&self, query: &str) -> Result<(StatusCode, Bytes), String> {
-        let unreachable = |why: &dyn Display| format!("{} cannot be reached: {why}", self.shown);
-        let broken = |why: &dyn Display| format!("{} does not answer as HTTP does: {why}", self.shown);
+        let unreachable = |why: &dyn Display| format!("{} cannot be reached: {why}", self.url);
+        let broken = |why: &dyn Display| format!("{} does not answer as HTTP does: {why}", self.url);
         let path = format!("{}/api/v1/query?query={}", self.prefix, utf8_percent_encode(query, QUERY));
         let mut request = Request::get(path).header(header::ACCEPT, "application/json");
         let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
         request = request.header(header::HOST, format!("{host}:{}", self.port));
-        if let Some(authorization) = &self.authorization {
-            request = request.header(header::AUTHORIZATION, authorization);
-        }
         let request = request.body(Empty::<Bytes>::new()).map_err(|error| broken(&error))?;
         let stream = TcpStream::connect((self.host.as_str(), self.port)).await.map_err(|error| unreachable(&error))?;
         let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
@@ -134,7 +82,7 @@ impl Server {
             let status = answer.status();
             let body = Limited::new(answer.into_body(), LARGEST_ANSWER).collect().await;
             let body = body.map_err(|error| match error.downcast_ref::<LengthLimitError>() {
-                Some(_) => format!("the answer of {} is larger than {} MiB", self.shown, LARGEST_ANSWER >> 20),
+                Some(_) => format!("the answer of {} is larger than {} MiB", self.url, LARGEST_ANSWER >> 20),
                 None => broken(&error),
             })?;
             Ok((status, body.to_bytes()))
@@ -256,31 +204,21 @@ mod tests {
     }
 
     #[rstest]
-    #[case("http://prometheus:9090")]
-    #[case("http://prometheus")]
-    #[case("http://user:secret@[::1]:9090/below/here/")]
-    fn good_urls(#[case] url: &str) {
-        check_url(url).unwrap();
+    #[case("http://prometheus:9090/", ("prometheus", 9090, ""))]
+    #[case("http://prometheus", ("prometheus", 80, ""))]
+    #[case("http://[::1]:9090/below/here/", ("::1", 9090, "/below/here"))]
+    fn good_urls(#[case] url: &str, #[case] expected: (&str, u16, &str)) {
+        let server = Server::parse(url).ok().unwrap();
+        assert_eq!((server.host.as_str(), server.port, server.prefix.as_str()), expected);
     }
 
     #[rstest]
-    #[case("https://user:secret@prometheus", "https is not spoken")]
-    #[case("ftp://user:secret@prometheus", "not one of http")]
-    #[case("prometheus:9090", "URL")]
-    #[case("http://user:secret@", "URL")]
-    #[case("http://user:secret@host:9090/?token=secret", "a query of its own")]
-    #[case("http://user:secret@host:9090/#secret", "a query of its own")]
-    #[case("http://user:se cret@host", "cannot be understood")]
+    #[case("https://prometheus", "is not spoken")]
+    #[case("prometheus:9090", "use http://HOST:PORT")]
+    #[case("http://user:secret@host", "more or less than a host")]
+    #[case("http://host:port", "cannot be understood")]
     fn bad_urls(#[case] url: &str, #[case] expected: &str) {
-        let why = check_url(url).unwrap_err();
+        let why = Server::parse(url).err().unwrap();
         assert!(why.contains(expected), "{why}");
-        assert!(!why.contains("secret"), "{why}");
-    }
-
-    #[test]
-    fn what_is_shown_has_no_password() {
-        let server = Server::parse("http://user:p%40ss@host:9090/below/").ok().unwrap();
-        assert_eq!(server.shown, "http://host:9090/below");
-        assert_eq!(server.authorization.unwrap(), format!("Basic {}", BASE64_STANDARD.encode("user:p@ss")));
     }
 }
