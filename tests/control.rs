@@ -133,7 +133,9 @@ impl Daemon {
         let (requests, mut received) = mpsc::channel(16);
         let folder = tempfile::tempdir().unwrap();
         let (happened, heard) = mpsc::unbounded_channel();
+        let prober = Prober::off("nothing is mounted");
         let pilot = Pilot::start(Controls {
+            prober: prober.clone(),
             store: Store::new(folder.path(), "default"),
             machine: MachineId::of(&lighthouse_fs::config::Daemon::new(folder.path())),
             facts: watcher.clone(),
@@ -155,7 +157,6 @@ impl Daemon {
         });
         let socket = folder.path().join("control.sock");
         let listener = UnixListener::bind(&socket).unwrap();
-        let prober = Prober::off("nothing is mounted");
         let handle = Handle { facts: watcher.clone(), prober, requests: requests.clone(), pilot };
         let mounts = Mounts::new(false);
         mounts.set(vec![handle]);

@@ -63,16 +63,15 @@ impl Judged {
     /// is no reason.
     #[must_use]
     pub fn breach(&self, tried: Option<&Tried>) -> Option<(Rule, String, serde_json::Value)> {
-        let of = self.tried.as_ref().filter(|of| Some(*of) == tried)?;
-        let broken = guard::breach(&self.findings)?;
-        let figures = json!({
-            "rule": broken.rule,
-            "candidate": of.candidate,
-            "weight": of.weight,
-            "step": of.step,
-            "guard": self.findings,
-        });
-        Some((broken.rule, format!("{}: {}", broken.rule.name(), broken.reason), figures))
+        let broken = guard::breach(&self.findings).filter(|_| self.tried.as_ref() == tried)?;
+        Some((broken.rule, format!("{}: {}", broken.rule.name(), broken.reason), self.figures(broken.rule)))
+    }
+
+    /// All figures, for a rollback by this rule; null while nothing is tried.
+    #[must_use]
+    pub fn figures(&self, rule: Rule) -> serde_json::Value {
+        let Some(Tried { candidate, weight, step, .. }) = &self.tried else { return serde_json::Value::Null };
+        json!({"rule": rule, "candidate": candidate, "weight": weight, "step": step, "guard": self.findings})
     }
 
     /// Whether the step may end.

@@ -158,7 +158,9 @@ impl Pilot {
     /// What is known now; `None` before the state directory was read.
     #[must_use]
     pub fn shown(&self) -> Option<Shown> {
-        self.shown.borrow().clone()
+        let mut shown = self.shown.borrow().clone()?;
+        shown.reasons.extend(self.judged.borrow().trouble());
+        Some(shown)
     }
 
     /// What the guard has found.
@@ -197,6 +199,7 @@ async fn run(
     let reasons = [OPERATOR, SERVER_DIED].into_iter().chain(Rule::ALL.map(Rule::name));
     let rollbacks = reasons.map(|reason| (reason, 0)).collect();
     let mut task = Task {
+        judged: judged.clone(),
         rollout,
         away: None,
         said: None,
@@ -276,6 +279,8 @@ struct Task {
     /// The stable backend of the server that serves.
     stable: Option<Backend>,
     patience: Patience,
+    /// What the guard has found.
+    judged: watch::Receiver<Judged>,
 }
 
 /// How long it is waited before what is wanted is ordered again: 2, 4, 8 … 64 ticks.
@@ -407,14 +412,17 @@ impl Task {
                     }
                     How::Adopted(because) => Event::ServerAdopted { serving, because },
                 };
-                self.follow(event, "server").await;
+                let is_failover = matches!(event, Event::ServerAdopted { because: Because::FailedOver(_), .. });
+                self.follow(event, if is_failover { Rule::EndedSession.name() } else { "server" }).await;
             }
             Happened::Ended { died } => {
                 self.follow(Event::ServerEnded { died }, SERVER_DIED).await;
                 self.stable = None;
             }
             Happened::FailedOver { to, why } => {
-                self.follow(Event::FailedOver { to, why }, Rule::EndedSession.name()).await;
+                let rule = Rule::EndedSession;
+                let figures = self.judged.borrow().figures(rule);
+                self.follow(Event::FailedOver { to, why, figures }, rule.name()).await;
             }
         }
     }

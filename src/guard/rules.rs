@@ -176,7 +176,7 @@ impl Judge<'_> {
         let mut reason = told(ratio, what, span, *threshold);
         match verdict {
             Verdict::Source => {
-                reason += &format!("; of {} {}", candidate.other(), told(stable, what, span, *threshold))
+                reason += &format!("; of {} {}", candidate.other(), told(stable, what, span, *threshold));
             }
             Verdict::Breach if look.weight == 100 => reason += &alone(candidate),
             Verdict::NoData => reason = self.undecided(ratio, *minimum, *threshold, span, &reason),
