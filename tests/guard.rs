@@ -161,14 +161,11 @@ fn case(fault: &str) -> Case {
     }
 }
 
-/// What `make test` has time for.
-const QUICK: [(&str, Backend, u8); 7] = [
-    ("error", Backend::Fuse3, 10),
-    ("some errors", Backend::Fuse2, 50),
+/// What `make test` has time for. Errors and sessions that end have tests of their own there.
+const QUICK: [(&str, Backend, u8); 4] = [
     ("panic", Backend::Fuse3, 50),
     ("delay", Backend::Fuse3, 10),
     ("hang", Backend::Fuse2, 10),
-    ("end", Backend::Fuse3, 100),
     ("lose", Backend::Fuse2, 50),
 ];
 
@@ -179,7 +176,7 @@ fn a_fault_is_rolled_back(
     #[values(10, 50, 100)] weight: u8,
 ) {
     if Tier::current() == Tier::Quick && !QUICK.contains(&(fault, candidate, weight)) {
-        return skip("one of each fault is enough for a start: LIGHTHOUSE_TEST_TIER=full runs them all");
+        return skip("a few are enough for a start: LIGHTHOUSE_TEST_TIER=full runs them all");
     }
     unless_skipped(require_root(), || {
         let Case { fault: drilled, rules, guard } = case(fault);
@@ -265,6 +262,51 @@ fn without_data_nothing_goes_up_and_with_good_ones_it_does() {
         });
         assert_eq!(seen.eio(), 0);
         assert_eq!(service.log().matches("the step goes on: ").count(), 1, "said once");
+        service.stop();
+    });
+}
+
+/// Nobody but the prober asks for these, so that nothing else can tell.
+#[rstest]
+#[case::an_error("error", "fuse3 has answered the prober with an error: ")]
+#[case::silence("hang", "the mount has not answered the prober for ")]
+fn a_probe_that_fails_is_enough(#[case] fault: &str, #[case] why: &str) {
+    unless_skipped(require_root(), || {
+        // Of the mount itself, so it stands above its tables.
+        let service = Service::start(ROOT_DIRECT, |sandbox| {
+            let more = configured(Backend::Fuse3, &long(100), "");
+            mount(sandbox, "tried", &format!("deadlines.probe = '500ms'\n{more}"))
+        });
+        service.wait_until("serves what is tried", |status| mount_of(status, "tried")["health"] == "healthy");
+        run(&service, &["rollout", "start", "tried"]);
+        wait_for("the candidate to serve", COMMAND_LIMIT, || (tried(&service)["active"]["fuse3"] == 100).then_some(()));
+        drill(&service, Backend::Fuse3, &[fault, "--operation", "statfs"]);
+        let mount = wait_for_state(&service, "rolled_back", SOON);
+        let reason = mount["pinned"]["reason"].as_str().unwrap();
+        assert!(reason.starts_with(&format!("failed_probe: {why}")), "{reason}");
+        wait_for("the mount to answer", COMMAND_LIMIT, || {
+            (tried(&service)["probe"]["state"] == "answered").then_some(())
+        });
+        service.stop();
+    });
+}
+
+#[test]
+fn a_reload_counts_at_once() {
+    unless_skipped(require_root(), || {
+        let service = start(Backend::Fuse3, &long(50), "error_rate = 0.5");
+        run(&service, &["rollout", "start", "tried"]);
+        while_read(&service.place("tried").join("file"), |_| {
+            drill(&service, Backend::Fuse3, &["error", "--rate", "0.1", "--operation", "read"]);
+            wait_for("errors", COMMAND_LIMIT, || {
+                let rate = finding(&tried(&service), "error_rate");
+                (rate["value"].as_f64() > Some(0.05) && rate["verdict"] == "healthy").then_some(())
+            });
+            let file = fs::read_to_string(support::service::config(&service.sandbox)).unwrap();
+            service.reload(&file.replace("error_rate = 0.5", "error_rate = 0.01"));
+            let mount = wait_for_state(&service, "rolled_back", SOON);
+            assert!(mount["pinned"]["reason"].as_str().unwrap().starts_with("error_rate: "), "{mount}");
+        });
         service.stop();
     });
 }

@@ -435,18 +435,20 @@ impl Task {
     /// Rolls back what the guard has found to be broken.
     async fn heed(&mut self, found: &Judged) {
         let Some((rule, reason, figures)) = found.breach(self.tried().as_ref()) else { return };
-        let event = Event::RollBack { reason: reason.clone(), figures };
-        let decided = self.decide(rule.name(), move |rollout| rollout.handle(&event, Moment::now())).await;
-        match decided {
-            // The way back is gone first, and written down when the disk answers.
-            Err(error) if self.is_away() => {
-                self.say_once(&error);
-                let back = Serving::Only(self.terms().stable);
-                if let Err(error) = self.order(back, (Cause::Rollback, reason)).await {
-                    tracing::error!(mount = self.mount(), %error, "the stable backend does not serve alone yet");
-                }
+        if !self.is_away() {
+            let event = Event::RollBack { reason: reason.clone(), figures };
+            let decided = self.decide(rule.name(), move |rollout| rollout.handle(&event, Moment::now())).await;
+            if !self.is_away() {
+                return self.carry_out(decided, rule.name()).await;
             }
-            decided => self.carry_out(decided, rule.name()).await,
+            if let Err(error) = decided {
+                self.say_once(&error);
+            }
+        }
+        // The way back is gone first, and written down when the disk answers: the guard says so until then.
+        let back = Serving::Only(self.terms().stable);
+        if let Err(error) = self.order(back, (Cause::Rollback, reason)).await {
+            tracing::error!(mount = self.mount(), %error, "the stable backend does not serve alone yet");
         }
     }
 
