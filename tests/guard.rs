@@ -13,6 +13,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rstest::rstest;
 use serde_json::Value;
 use support::http::{Listening, PATIENCE};
@@ -357,6 +359,50 @@ fn a_committed_candidate_is_rolled_back_and_that_outlives_the_daemon() {
         assert_eq!(mount_of(&again, "tried")["pinned"], pinned);
         wait_for_state(&service, "rolled_back", COMMAND_LIMIT);
         service.stop();
+    });
+}
+
+/// Lets a process go on that was stopped, also when the test fails.
+struct GoesOn(Pid);
+
+impl Drop for GoesOn {
+    fn drop(&mut self) {
+        // Gone already, perhaps.
+        let _ = kill(self.0, Signal::SIGCONT);
+    }
+}
+
+/// The way back comes first, operators are answered meanwhile, and the pin is written down when the disk answers.
+#[test]
+fn a_state_directory_that_hangs_holds_up_neither_the_way_back_nor_operators() {
+    if Tier::current() == Tier::Quick {
+        return skip("it waits for deadlines: LIGHTHOUSE_TEST_TIER=full runs it");
+    }
+    unless_skipped(require_root(), || {
+        let host = Mount::builder(Backend::Fuse2, ROOT_DIRECT).without_prober().limit(Duration::from_secs(120)).start();
+        let state = host.path("state");
+        let service = Service::start(ROOT_DIRECT, |sandbox| {
+            let head = format!("[daemon]\nstate_dir = \"{}\"\n", state.display());
+            head + &mount(sandbox, "tried", &configured(Backend::Fuse3, &long(50), ""))
+        });
+        service.wait_until("serves what is tried", |status| mount_of(status, "tried")["health"] == "healthy");
+        fs::write(service.sandbox.source().join("tried/file"), CONTENT).unwrap();
+        run(&service, &["rollout", "start", "tried"]);
+        while_read(&service.place("tried").join("file"), |_| {
+            let server = Pid::from_raw(host.server_pid().expect("a server"));
+            let goes_on = GoesOn(server);
+            kill(server, Signal::SIGSTOP).unwrap();
+            drill(&service, Backend::Fuse3, &["error", "--rate", "0.5", "--operation", "read"]);
+            wait_for("the stable backend alone", SOON, || (tried(&service)["active"]["fuse2"] == 100).then_some(()));
+            let asked = Instant::now();
+            let refused = service.ask(&["rollout", "pause", "tried"]);
+            assert!(!refused.status.success() && asked.elapsed() < SOON, "{:?}", asked.elapsed());
+            drop(goes_on);
+            let mount = wait_for_state(&service, "rolled_back", SOON);
+            assert!(mount["pinned"]["figures"]["guard"].is_array(), "{mount}");
+        });
+        service.stop();
+        host.stop();
     });
 }
 
