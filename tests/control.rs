@@ -134,6 +134,7 @@ impl Daemon {
         let (happened, heard) = mpsc::unbounded_channel();
         let prober = Prober::off("nothing is mounted");
         let pilot = Pilot::start(Controls {
+            prober: prober.clone(),
             store: Store::new(folder.path(), "default"),
             machine: MachineId::of(&lighthouse_fs::config::Daemon::new(folder.path())),
             facts: watcher.clone(),

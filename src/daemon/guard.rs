@@ -69,16 +69,15 @@ impl Judged {
     /// is no reason.
     #[must_use]
     pub fn breach(&self, tried: Option<&Tried>) -> Option<(Rule, String, serde_json::Value)> {
-        let of = self.tried.as_ref().filter(|of| Some(*of) == tried)?;
-        let broken = guard::breach(&self.findings)?;
-        let figures = json!({
-            "rule": broken.rule,
-            "candidate": of.candidate,
-            "weight": of.weight,
-            "step": of.step,
-            "guard": self.findings,
-        });
-        Some((broken.rule, format!("{}: {}", broken.rule.name(), broken.reason), figures))
+        let broken = guard::breach(&self.findings).filter(|_| self.tried.as_ref() == tried)?;
+        Some((broken.rule, format!("{}: {}", broken.rule.name(), broken.reason), self.figures(broken.rule)))
+    }
+
+    /// All figures, for a rollback by this rule; null while nothing is tried.
+    #[must_use]
+    pub fn figures(&self, rule: Rule) -> serde_json::Value {
+        let Some(Tried { candidate, weight, step, .. }) = &self.tried else { return serde_json::Value::Null };
+        json!({"rule": rule, "candidate": candidate, "weight": weight, "step": step, "guard": self.findings})
     }
 
     /// Whether the step may end.
@@ -318,5 +317,54 @@ fn tell(mount: &str, before: &[Finding], now: &[Finding], events: &Events) {
             samples: *samples,
             reason: reason.clone(),
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guard::Need;
+
+    fn tried(step: usize) -> Tried {
+        Tried { candidate: Backend::Fuse3, weight: 10, step: Some(step), entered: None }
+    }
+
+    fn judged(verdict: Verdict) -> Judged {
+        let finding = Finding {
+            rule: Rule::ErrorRate,
+            verdict,
+            value: Some(0.02),
+            threshold: Some(0.01),
+            samples: 132,
+            reason: "132 of 500 samples in 60s".into(),
+            need: Need::Healthy,
+        };
+        Judged { tried: Some(tried(2)), findings: vec![finding] }
+    }
+
+    #[test]
+    fn what_was_found_of_another_step_counts_for_nothing() {
+        let (now, before) = (tried(2), tried(1));
+        let bad = judged(Verdict::Breach);
+        let (rule, reason, figures) = bad.breach(Some(&now)).unwrap();
+        assert_eq!((rule, reason.as_str()), (Rule::ErrorRate, "error_rate: 132 of 500 samples in 60s"));
+        assert_eq!((&figures["rule"], &figures["weight"]), (&"error_rate".into(), &10.into()));
+        assert!(bad.breach(Some(&before)).is_none() && bad.breach(None).is_none());
+        let good = judged(Verdict::Healthy);
+        assert_eq!(good.evidence(Some(&now)), Evidence::Enough);
+        assert_eq!(good.evidence(Some(&before)), Evidence::Missing("it was not judged yet".into()));
+        assert_eq!(good.figures(Rule::ErrorRate)["guard"][0]["verdict"], "healthy");
+        assert_eq!(Judged::default().figures(Rule::EndedSession), serde_json::Value::Null);
+    }
+
+    #[test]
+    fn a_step_says_what_it_waits_for() {
+        let missing = |verdict| match judged(verdict).evidence(Some(&tried(2))) {
+            Evidence::Missing(why) => why,
+            Evidence::Enough => panic!("{verdict:?} is not enough"),
+        };
+        assert_eq!(missing(Verdict::NoData), "waits for evidence: error_rate: 132 of 500 samples in 60s");
+        assert_eq!(missing(Verdict::Source), "error_rate: 132 of 500 samples in 60s");
+        assert!(judged(Verdict::Source).trouble().is_some() && judged(Verdict::Breach).trouble().is_none());
     }
 }

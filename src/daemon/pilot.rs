@@ -156,7 +156,9 @@ impl Pilot {
     /// What is known now; `None` before the state directory was read.
     #[must_use]
     pub fn shown(&self) -> Option<Shown> {
-        self.shown.borrow().clone()
+        let mut shown = self.shown.borrow().clone()?;
+        shown.reasons.extend(self.judged.borrow().trouble());
+        Some(shown)
     }
 
     /// What the guard has found.
@@ -195,6 +197,7 @@ async fn run(
     let reasons = [OPERATOR, SERVER_DIED].into_iter().chain(Rule::ALL.map(Rule::name));
     let rollbacks = reasons.map(|reason| (reason, 0)).collect();
     let mut task = Task {
+        judged: judged.clone(),
         rollout,
         away: None,
         said: None,
@@ -274,6 +277,8 @@ struct Task {
     /// Whether there is a server that serves.
     is_begun: bool,
     patience: Patience,
+    /// What the guard has found.
+    judged: watch::Receiver<Judged>,
 }
 
 /// How long it is waited before what is wanted is ordered again: 2, 4, 8 … 64 ticks.
@@ -406,14 +411,17 @@ impl Task {
                     }
                     How::Adopted(because) => Event::ServerAdopted { serving, because },
                 };
-                self.follow(event, "server").await;
+                let is_failover = matches!(event, Event::ServerAdopted { because: Because::FailedOver(_), .. });
+                self.follow(event, if is_failover { Rule::EndedSession.name() } else { "server" }).await;
             }
             Happened::Ended { died } => {
                 self.follow(Event::ServerEnded { died }, SERVER_DIED).await;
                 self.is_begun = false;
             }
             Happened::FailedOver { to, why } => {
-                self.follow(Event::FailedOver { to, why }, Rule::EndedSession.name()).await;
+                let rule = Rule::EndedSession;
+                let figures = self.judged.borrow().figures(rule);
+                self.follow(Event::FailedOver { to, why, figures }, rule.name()).await;
             }
         }
     }
@@ -427,18 +435,20 @@ impl Task {
     /// Rolls back what the guard has found to be broken.
     async fn heed(&mut self, found: &Judged) {
         let Some((rule, reason, figures)) = found.breach(self.tried().as_ref()) else { return };
-        let event = Event::RollBack { reason: reason.clone(), figures };
-        let decided = self.decide(rule.name(), move |rollout| rollout.handle(&event, Moment::now())).await;
-        match decided {
-            // The way back is gone first, and written down when the disk answers.
-            Err(error) if self.is_away() => {
-                self.say_once(&error);
-                let back = Serving::Only(self.terms().stable);
-                if let Err(error) = self.order(back, (Cause::Rollback, reason)).await {
-                    tracing::error!(mount = self.mount(), %error, "the stable backend does not serve alone yet");
-                }
+        if !self.is_away() {
+            let event = Event::RollBack { reason: reason.clone(), figures };
+            let decided = self.decide(rule.name(), move |rollout| rollout.handle(&event, Moment::now())).await;
+            if !self.is_away() {
+                return self.carry_out(decided, rule.name()).await;
             }
-            decided => self.carry_out(decided, rule.name()).await,
+            if let Err(error) = decided {
+                self.say_once(&error);
+            }
+        }
+        // The way back is gone first, and written down when the disk answers: the guard says so until then.
+        let back = Serving::Only(self.terms().stable);
+        if let Err(error) = self.order(back, (Cause::Rollback, reason)).await {
+            tracing::error!(mount = self.mount(), %error, "the stable backend does not serve alone yet");
         }
     }
 

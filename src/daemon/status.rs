@@ -10,7 +10,6 @@ use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::facts::{End, Facts, Phase};
-use super::guard::Judged;
 use super::mount::Request;
 use super::pilot::{OPERATOR, Outcome, Pilot, Shown};
 use super::prober::{Probed, Prober};
@@ -293,7 +292,7 @@ impl Handle {
         let silence = Duration::from_nanos(coarse_now().saturating_sub(heartbeat));
         let probed = self.prober.probed();
         let (shown, judged) = (self.pilot.shown(), self.pilot.judged());
-        let (health, reasons) = judge(&facts, shown.as_ref(), &judged, silence, &probed, stable, active, &backends);
+        let (health, reasons) = judge(&facts, shown.as_ref(), silence, &probed, stable, active, &backends);
         MountStatus {
             name: facts.mount.name.clone(),
             source: facts.mount.source.clone(),
@@ -391,7 +390,6 @@ const LONGEST_SILENCE: Duration = Duration::from_secs(5);
 fn judge(
     facts: &Facts,
     shown: Option<&Shown>,
-    judged: &Judged,
     silence: Duration,
     probed: &Probed,
     stable: Backend,
@@ -442,7 +440,6 @@ fn judge(
         reasons.push(format!("{active} serves instead of the {what} {wanted} ({why})"));
     }
     reasons.extend(shown.into_iter().flat_map(|shown| shown.reasons.iter().cloned()));
-    reasons.extend(judged.trouble());
     if let Some(Ongoing { plan, until }) = &facts.drill {
         reasons.push(format!("a drill runs until {}: {plan}", humantime::format_rfc3339_seconds(*until)));
     }

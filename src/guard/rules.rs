@@ -176,7 +176,7 @@ impl Judge<'_> {
         let mut reason = told(ratio, what, span, *threshold);
         match verdict {
             Verdict::Source => {
-                reason += &format!("; of {} {}", candidate.other(), told(stable, what, span, *threshold))
+                reason += &format!("; of {} {}", candidate.other(), told(stable, what, span, *threshold));
             }
             Verdict::Breach if look.weight == 100 => reason += &alone(candidate),
             Verdict::NoData => reason = self.undecided(ratio, *minimum, *threshold, span, &reason),
@@ -210,15 +210,19 @@ impl Judge<'_> {
         self.share(&Share { rule: Rule::ErrorRate, need: Need::Healthy, of, threshold, minimum: self.minimum(), what })
     }
 
+    /// Requests whose handlers were slow, or are.
+    fn slow(&self, span: &Span, backend: Backend) -> Ratio {
+        let bound = self.bound();
+        let PerBackend { handlers, .. } = span.counts.backends[backend.index()];
+        // Of those that are not answered, the ones that will be slow are known already.
+        let slow = self.held_longer_than(backend, Duration::from_nanos(bound));
+        Ratio { hits: handlers.above(bound) + slow, samples: handlers.count() + slow }
+    }
+
     /// That 99 of 100 are quick says the same as that less than one in a hundred is slow, which is a share.
     fn p99(&self) -> Finding {
         let bound = self.bound();
-        let of = |span: &Span, backend| {
-            let PerBackend { handlers, .. } = span.counts.backends[Backend::index(backend)];
-            // Of those that are not answered, the ones that will be slow are known already.
-            let slow = self.held_longer_than(backend, Duration::from_nanos(bound));
-            Ratio { hits: handlers.above(bound) + slow, samples: handlers.count() + slow }
-        };
+        let of = |span: &Span, backend| self.slow(span, backend);
         let what = format!("operations took longer than {}", time(Duration::from_nanos(bound)));
         let (threshold, minimum) = (ONE_IN_A_HUNDRED, self.minimum());
         let finding = self.share(&Share { rule: Rule::P99, need: Need::Healthy, of, threshold, minimum, what });
@@ -226,6 +230,8 @@ impl Judge<'_> {
         self.in_seconds(finding, of.handlers.quantile(0.99))
     }
 
+    /// What the prober waits for is, with a slow source, the others of its queue: so a stable backend whose handlers are slow
+    /// excuses this as well.
     fn probe_p99(&self) -> Finding {
         let bound = self.bound();
         let of = |span: &Span, backend| {
@@ -234,7 +240,12 @@ impl Judge<'_> {
         };
         let what = format!("questions of the prober took longer than {}", time(Duration::from_nanos(bound)));
         let (threshold, minimum) = (ONE_IN_A_HUNDRED, FEWEST_PROBES);
-        let finding = self.share(&Share { rule: Rule::ProbeP99, need: Need::NotBad, of, threshold, minimum, what });
+        let mut finding = self.share(&Share { rule: Rule::ProbeP99, need: Need::NotBad, of, threshold, minimum, what });
+        let stable = self.look.candidate.other();
+        if finding.verdict == Verdict::Breach && self.slow(&self.look.recent, stable).exceeds(threshold) {
+            finding.verdict = Verdict::Source;
+            finding.reason += &format!("; the handlers of {stable} are slow too");
+        }
         let of = &self.look.recent.counts.backends[self.look.candidate.index()];
         self.in_seconds(finding, of.probes.quantile(0.99))
     }
@@ -328,7 +339,8 @@ impl Judge<'_> {
                 (Verdict::Source, format!("{backend} has passed an error on to the prober: {why}"))
             }
             Probe::Silent { lasted } => {
-                let is_stables = self.oldest(candidate.other()) >= *lasted && self.oldest(candidate) < *lasted;
+                // Perhaps the candidate does as well: then it is the source.
+                let is_stables = self.oldest(candidate.other()) >= *lasted;
                 let verdict = if is_stables { Verdict::Source } else { Verdict::Breach };
                 let holder =
                     if is_stables { format!(", and {} holds a request", candidate.other()) } else { String::new() };

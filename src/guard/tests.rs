@@ -166,6 +166,9 @@ fn one_slow_probe_is_no_breach_and_two_of_twenty_are() {
     assert_eq!(probes(1, 1), Verdict::NoData);
     assert_eq!(probes(1, 20), Verdict::NoData);
     assert_eq!(probes(2, 20), Verdict::Breach);
+    let mut slow_source = look.clone();
+    slow(&mut slow_source.recent, STABLE, 100, 50);
+    assert_eq!(find(&slow_source, Rule::ProbeP99).verdict, Verdict::Source);
     let findings = judge(&Look { recent: Span::default(), ..look }, &Guard::default());
     assert!(findings.iter().any(|finding| finding.rule == Rule::ProbeP99 && finding.need == Need::NotBad));
 }

@@ -29,7 +29,7 @@ pub enum Rule {
 }
 
 impl Rule {
-    /// All of them, in the order in which they are told; what is quickest to act on comes last.
+    /// All of them, in the order in which they are told; what says most of what has happened comes last.
     pub const ALL: [Self; 10] = [
         Self::ErrorRate,
         Self::P99,
@@ -121,7 +121,8 @@ pub struct Finding {
 #[must_use]
 pub fn breach(findings: &[Finding]) -> Option<&Finding> {
     let is_broken = |finding: &&Finding| finding.verdict == Verdict::Breach && finding.rule != Rule::EndedSession;
-    findings.iter().find(is_broken)
+    // A lost request is an error too, and so on: what says most of what has happened comes last.
+    findings.iter().rev().find(is_broken)
 }
 
 /// The rule that both backends break.

@@ -28,7 +28,7 @@ pub(super) fn apply(state: &State, event: &Event, terms: &Terms, now: Moment) ->
         Event::ServerStarted { serving } => change.started(*serving),
         Event::ServerAdopted { serving, because } => change.adopted(*serving, because),
         Event::ServerEnded { died } => change.server_ended(*died),
-        Event::FailedOver { to, why } => change.failed_over(*to, why),
+        Event::FailedOver { to, why, figures } => change.failed_over(*to, why, figures),
         Event::OrderFailed { serving, why } => change.order_failed(*serving, why),
     }
     Ok(change.finish(state, event))
@@ -322,7 +322,7 @@ impl Change<'_> {
         self.state.watched = Some(self.now.monotonic);
         self.meet_terms();
         match because {
-            Because::FailedOver(why) => self.failed_over(serving, why),
+            Because::FailedOver(why) => self.failed_over(serving, why, &serde_json::Value::Null),
             Because::Operator if matches!(self.state.phase, Phase::Idle { .. }) => {
                 let by_hand = (serving != self.terms.stable).then_some(serving);
                 self.state.phase = Phase::Idle { by_hand };
@@ -351,11 +351,14 @@ impl Change<'_> {
         }
     }
 
-    fn failed_over(&mut self, to: Backend, why: &str) {
+    fn failed_over(&mut self, to: Backend, why: &str, figures: &serde_json::Value) {
         let stable = self.terms.stable;
         match &self.state.phase {
             Phase::Running(progress) if to == stable && progress.trial.weight() > 0 => {
-                let figures = serde_json::json!({"rule": "ended_session", "weight": progress.trial.weight()});
+                let mut figures = if figures.is_object() { figures.clone() } else { serde_json::json!({}) };
+                figures["rule"] = "ended_session".into();
+                // What was seen last may have been the step before.
+                figures["weight"] = progress.trial.weight().into();
                 let reason = format!("ended_session: the session of {} ended: {why}", progress.candidate);
                 self.roll_back(&reason, &figures);
             }

@@ -223,6 +223,8 @@ pub enum Event {
         to: Backend,
         /// What was seen.
         why: String,
+        /// What was known of the other one before; null if nothing was.
+        figures: serde_json::Value,
     },
     /// What was ordered could not be done.
     OrderFailed {

@@ -151,7 +151,7 @@ fn a_session_that_ends(#[case] situation: Situation, #[case] to: Backend, #[case
             stage.state = State::restored(stage.state.phase().clone());
             stage.event(Event::ServerAdopted { serving: to, because: Because::FailedOver("ENODEV".into()) });
         } else {
-            stage.event(Event::FailedOver { to, why: "ENODEV".into() });
+            stage.event(Event::FailedOver { to, why: "ENODEV".into(), figures: Value::Null });
         }
         assert_eq!(format!("{} {}", stage.situation().name(), stage.weight()), expected);
         let falls_back = stage.state.wanted(&stage.terms) != Serving::Only(to);
@@ -162,7 +162,7 @@ fn a_session_that_ends(#[case] situation: Situation, #[case] to: Backend, #[case
 #[test]
 fn what_ended_comes_back_when_it_is_asked_for() {
     let mut stage = running();
-    stage.event(Event::FailedOver { to: CANDIDATE, why: "ENODEV".into() });
+    stage.event(Event::FailedOver { to: CANDIDATE, why: "ENODEV".into(), figures: Value::Null });
     let resumed = stage.ask(Request::Resume).unwrap();
     assert_eq!(resumed.serve, Some(Serving::Both { candidate: CANDIDATE, weight: 10 }));
     // It does not.
@@ -172,7 +172,7 @@ fn what_ended_comes_back_when_it_is_asked_for() {
     assert_eq!(aborted.serve, Some(Serving::Only(STABLE)));
 
     let mut stage = self::stage(Situation::Committed);
-    stage.event(Event::FailedOver { to: STABLE, why: "ENODEV".into() });
+    stage.event(Event::FailedOver { to: STABLE, why: "ENODEV".into(), figures: Value::Null });
     let switched = stage.ask(Request::Switch(CANDIDATE)).unwrap();
     assert_eq!((switched.serve, stage.state.fallback()), (Some(Serving::Only(CANDIDATE)), None));
 }

@@ -141,7 +141,7 @@ fn stage(situation: Situation) -> Stage {
         Situation::Idle => Stage::new(terms(steps())),
         Situation::Fallback => {
             let mut stage = Stage::new(terms(steps()));
-            stage.event(Event::FailedOver { to: CANDIDATE, why: "its session ended".into() });
+            stage.event(Event::FailedOver { to: CANDIDATE, why: "its session ended".into(), figures: Value::Null });
             stage
         }
         Situation::FleetOutside => Stage::new(fleet(false)),

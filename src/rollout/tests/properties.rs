@@ -58,7 +58,7 @@ fn happenings() -> impl Strategy<Value = Happening> {
         2 => Just(Happening::Restart),
         2 => backends().prop_map(|serving| Happening::Event(Event::ServerStarted { serving })),
         1 => any::<bool>().prop_map(|died| Happening::Event(Event::ServerEnded { died })),
-        1 => backends().prop_map(move |to| Happening::Event(Event::FailedOver { to, why: why() })),
+        1 => backends().prop_map(move |to| Happening::Event(Event::FailedOver { to, why: why(), figures: Value::Null })),
         1 => backends().prop_map(move |serving| Happening::Event(Event::OrderFailed { serving, why: why() })),
     ]
 }
