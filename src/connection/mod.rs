@@ -9,7 +9,7 @@ mod init;
 mod mount;
 pub mod mountinfo;
 pub mod port;
-mod wire;
+pub(crate) mod wire;
 
 use std::fs::{self, File};
 use std::io;
