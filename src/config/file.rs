@@ -191,6 +191,8 @@ impl Reader<'_> {
             // Other radixes are right in TOML, and a number all the same.
             (Toml::Integer, DeValue::Integer(number)) => i64::from_str_radix(number.as_str(), number.radix())
                 .map_or_else(|_| number.to_string(), |n| n.to_string()),
+            (Toml::Number, DeValue::Float(number)) => number.to_string(),
+            (Toml::Number, DeValue::Integer(number)) => number.to_string(),
             (Toml::Array, DeValue::Array(array)) if array.iter().all(|one| one.get_ref().is_str()) => {
                 array.iter().filter_map(|one| one.get_ref().as_str()).collect::<Vec<_>>().join(",")
             }
@@ -199,6 +201,7 @@ impl Reader<'_> {
                     Toml::String => format!("write it in quotes: {}", key.kind.expected()),
                     Toml::Boolean => "write true or false, without quotes".into(),
                     Toml::Array => format!("write them in brackets, each in quotes: {}", key.kind.expected()),
+                    Toml::Number => format!("write a number, without quotes: {}", key.kind.expected()),
                     Toml::Integer => format!("write a whole number, without quotes: {}", key.kind.expected()),
                 };
                 let what = format!("has the wrong type: {}", other.type_str());

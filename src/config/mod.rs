@@ -27,7 +27,7 @@ pub use changes::{Change, Changes, changes};
 pub use keys::Effect;
 pub use load::{Flags, Loaded, Shown, Sources, check_flag, load};
 pub use problem::{Errors, Origin, Problem, Wrong};
-pub use rollout::{Rollout, Step, Trial};
+pub use rollout::{Rollout, Share, Step, Trial};
 pub use text::{example, reference};
 
 /// One FUSE stack.

@@ -16,6 +16,39 @@ pub struct Rollout {
     pub steps: Option<Vec<Step>>,
     /// Instead of steps: percent of the machines that have the candidate alone.
     pub fleet: Option<u8>,
+    /// How many of the calls are compared while the candidate is tried. Servers of an earlier version do not know of it.
+    #[serde(default)]
+    pub shadow_sample: Share,
+    /// Whether calls are compared also while nothing is tried; without a candidate, with the other backend.
+    #[serde(default)]
+    pub shadow_always: bool,
+}
+
+/// A part of a whole, in millionths.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct Share(u32);
+
+impl Share {
+    const WHOLE: u32 = 1_000_000;
+
+    /// From a number between 0 and 1.
+    #[must_use]
+    pub fn new(part: f64) -> Option<Self> {
+        (0. ..=1.).contains(&part).then(|| Self((part * f64::from(Self::WHOLE)).round() as u32))
+    }
+
+    /// As a number between 0 and 1.
+    #[must_use]
+    pub fn as_f64(self) -> f64 {
+        f64::from(self.0) / f64::from(Self::WHOLE)
+    }
+}
+
+impl Default for Share {
+    /// One of twenty: enough for thousands an hour on a quiet mount, and not felt on a busy one.
+    fn default() -> Self {
+        Self(Self::WHOLE / 20)
+    }
 }
 
 /// One step of a rollout.

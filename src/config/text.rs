@@ -20,7 +20,12 @@ const WIDTH: usize = 100;
 pub fn example() -> String {
     let daemon = Daemon { socket_group: Some("lighthouse".into()), machine_id: Some("node-17".into()), ..service() };
     let mut mount = Mount::new("projects", "/srv/projects", "/mnt/projects");
-    mount.rollout = Rollout { candidate: Some(Backend::Fuse3), steps: Some(Rollout::default_steps()), fleet: Some(10) };
+    mount.rollout = Rollout {
+        candidate: Some(Backend::Fuse3),
+        steps: Some(Rollout::default_steps()),
+        fleet: Some(10),
+        ..Rollout::default()
+    };
     let mut text = String::from(
         "# Configuration of Lighthouse FS. Keys that begin with `#` show their default, or an example\n\
          # where there is none. `lighthouse-fs check-config FILE` checks a file like this one, and\n\

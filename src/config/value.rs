@@ -12,7 +12,7 @@ use serde_json::Value;
 use tracing_subscriber::EnvFilter;
 
 use super::problem::{Wrong, quoted};
-use super::{Backend, BackendChoice, Helper, LogFormat, Step, check_mount_name, steps};
+use super::{Backend, BackendChoice, Helper, LogFormat, Share, Step, check_mount_name, steps};
 
 const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 
@@ -57,6 +57,8 @@ pub(super) enum Kind<T> {
     Steps(At<T, Option<Vec<Step>>>),
     /// A share, or none.
     Percent(At<T, Option<u8>>),
+    /// A share of one.
+    Share(At<T, Share>),
     /// What tells a machine from others.
     MachineId(At<T, Option<String>>),
 }
@@ -67,6 +69,8 @@ pub(super) enum Toml {
     String,
     Boolean,
     Integer,
+    /// With a point or without.
+    Number,
     /// Of strings, which have commas in between as text; or of tables.
     Array,
 }
@@ -77,6 +81,7 @@ impl<T> Kind<T> {
         match self {
             Self::Flag(_) => Toml::Boolean,
             Self::Count(..) | Self::Percent(_) => Toml::Integer,
+            Self::Share(_) => Toml::Number,
             Self::Steps(_) | Self::Hosts(_) => Toml::Array,
             _ => Toml::String,
         }
@@ -106,6 +111,7 @@ impl<T> Kind<T> {
             Self::Candidate(_) => "fuse2 or fuse3".into(),
             Self::Steps(_) => steps::EXPECTED.into(),
             Self::Percent(_) => "0 to 100".into(),
+            Self::Share(_) => "0 to 1".into(),
             Self::MachineId(_) => "up to 256 characters of text".into(),
         }
     }
@@ -176,6 +182,10 @@ impl<T> Kind<T> {
             Self::Percent(at) => {
                 let percent = text.parse().map_err(|_| self.refuse(text, "is out of range"))?;
                 *at(target) = Some(self.within(percent, &(0..=100), text)?);
+            }
+            Self::Share(at) => {
+                let share = text.parse().ok().and_then(Share::new);
+                *at(target) = share.ok_or_else(|| self.refuse(text, "is out of range"))?;
             }
             Self::MachineId(at) => {
                 let text = text.trim();
@@ -256,6 +266,7 @@ impl<T: Clone> Kind<T> {
             Self::Candidate(at) => at(target).map(Backend::name).into(),
             Self::Steps(at) => at(target).as_deref().map(steps::show).into(),
             Self::Percent(at) => (*at(target)).into(),
+            Self::Share(at) => at(target).as_f64().into(),
             Self::MachineId(at) => at(target).clone().into(),
         }
     }
@@ -359,6 +370,9 @@ mod tests {
     #[case("cache.entries", "31days", "use 0s to 30days")]
     #[case("cache.entries", "5", "is no time")]
     #[case("deadlines.drain", "0s", "use 10ms to 1h")]
+    #[case("rollout.shadow_sample", "1.5", "\"1.5\" is out of range; use 0 to 1")]
+    #[case("rollout.shadow_sample", "-0.1", "out of range")]
+    #[case("rollout.shadow_sample", "NaN", "out of range")]
     fn what_is_wrong_is_told(#[case] key: &str, #[case] text: &str, #[case] why: &str) {
         let wrong = set(key, text).unwrap_err();
         assert!(wrong.contains(why), "{wrong}");
