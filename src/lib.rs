@@ -48,6 +48,7 @@
 //! | [`guard`] | whether a candidate may go on: window, statistics, rules |
 //! | [`metrics`] | every metric, in one table, read from the ledgers |
 //! | [`server`] | the serving process of one mount: orders, switch, failover |
+//! | [`shadow`] | do both backends answer the same: sampling, wire encoding, comparison |
 //! | [`backend`] | how FUSE is spoken: an adapter for each crate, `fuse2` (crate fuser), `fuse3` (crate fuse3) |
 //! | [`connection`] | the kernel's side: mounting, FUSE_INIT, ports (the trait; attach, drain, park) |
 //! | [`vfs`] | what the file system does: the trait, and pass-through |
@@ -70,4 +71,5 @@ pub mod ledger;
 pub mod metrics;
 pub mod rollout;
 pub mod server;
+pub mod shadow;
 pub mod vfs;

@@ -13,7 +13,9 @@ use prometheus::{Registry, TextEncoder};
 
 use crate::backend;
 use crate::config::Backend;
-use crate::ledger::{AnswerStatus, BOUNDS, Cause, Direction, Durations, InFlight, Ledger, Operation, Outcome};
+use crate::ledger::{
+    AnswerStatus, BOUNDS, Cause, Compared, Direction, Durations, InFlight, Ledger, Operation, Outcome,
+};
 
 /// A metric's type in the exposition format.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -92,6 +94,12 @@ metrics! {
         "The step that is under way, from 1; 0 without one.";
     RolloutEntered = Gauge "lighthouse_fuse_rollout_step_entered_timestamp_seconds" ["mount"]
         "When the step began, in Unix time. Absent without one.";
+    ShadowCompared = Counter "lighthouse_fuse_shadow_compared_total" ["mount", "operation"]
+        "Calls whose answers by both backends were compared.";
+    ShadowDivergence = Counter "lighthouse_fuse_shadow_divergence_total" ["mount", "operation"]
+        "Those of them that the candidate has answered differently.";
+    ShadowDropped = Counter "lighthouse_fuse_shadow_dropped_total" ["mount", "operation"]
+        "Calls that were to be compared and were not: there were too many, or no session could answer.";
     Pinned = Gauge "lighthouse_fuse_pinned" ["mount"]
         "1 if a rollback holds the mount to its stable backend.";
     GuardVerdict = Gauge "lighthouse_fuse_guard_verdict" ["mount", "rule", "verdict"]
@@ -248,6 +256,7 @@ fn show_mount(families: &mut Families, mount: &MountFigures) {
         show_answers(families, name, backend, ledger);
     }
     show_switches(families, name, ledger);
+    show_comparisons(families, name, ledger);
 }
 
 fn show_answers(families: &mut Families, mount: &str, backend: Backend, ledger: &Ledger) {
@@ -270,6 +279,19 @@ fn show_answers(families: &mut Families, mount: &str, backend: Backend, ledger: 
     }
     for direction in Direction::ALL {
         families.counter(Id::Bytes, &[mount, backend.name(), direction.name()], totals.bytes(direction));
+    }
+}
+
+fn show_comparisons(families: &mut Families, mount: &str, ledger: &Ledger) {
+    for operation in Operation::ALL {
+        let Compared { compared, diverged, dropped } = ledger.comparisons().get(*operation);
+        if compared + dropped == 0 {
+            continue;
+        }
+        let labels = &[mount, operation.name()];
+        families.counter(Id::ShadowCompared, labels, compared);
+        families.counter(Id::ShadowDivergence, labels, diverged);
+        families.counter(Id::ShadowDropped, labels, dropped);
     }
 }
 

@@ -246,8 +246,8 @@ fn mounts_that_meet_are_refused(
     "FILE:6: mount.rollout.fleet: is no table; write [mount.rollout.fleet] above its keys"
 )]
 #[case::later(
-    "candidate = 'fuse2'\nshadow_sample = 0.05",
-    "FILE:6: mount.rollout.shadow_sample: this key is not supported by this version; remove it"
+    "candidate = 'fuse2'\nshadow_sample = 5",
+    "FILE:6: mount.rollout.shadow_sample: \"5\" is out of range; use 0 to 1"
 )]
 #[case::slip("kandidate = 'fuse2'", "FILE:5: mount.rollout.kandidate: unknown key; did you mean candidate?")]
 fn a_rollout_that_cannot_be_is_refused(#[case] rollout: &str, #[case] expected: &str) {

@@ -141,7 +141,6 @@ impl Daemon {
             happened: heard,
             requests: requests.clone(),
             events: Events::default(),
-            prober: prober.clone(),
         });
         let task = tokio::spawn(async move {
             let plan = Plan {

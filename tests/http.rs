@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
+use lighthouse_fs::api::divergence::MountDivergence;
 use lighthouse_fs::api::events::{Event, Events, ReloadOutcome};
 use lighthouse_fs::api::model::{
     BackendStatus, Daemon, DrillAnswer, DrillStopAnswer, Health, MountStatus, ProbeStatus, RolloutAnswer, SCHEMA,
@@ -23,6 +24,7 @@ use lighthouse_fs::api::{
 use lighthouse_fs::backend::drill::Plan;
 use lighthouse_fs::config::Backend;
 use lighthouse_fs::rollout;
+use lighthouse_fs::shadow::Told;
 use rstest::rstest;
 use support::http::{Answer, Listening, PATIENCE, ask, bearer, connect, post, read_answer};
 use tokio::sync::oneshot;
@@ -112,6 +114,10 @@ impl Control for Fake {
             plan.check().map_err(ControlError::Invalid)?;
             Err(ControlError::Refused(format!("mount \"{mount}\" allows no drill")))
         })
+    }
+
+    fn divergence<'a>(&'a self, mount: &'a str) -> Answering<'a, MountDivergence> {
+        Box::pin(async move { Ok(MountDivergence::new(mount, Told::default(), None)) })
     }
 
     fn stop_drill<'a>(&'a self, _mount: &'a str) -> Answering<'a, DrillStopAnswer> {
@@ -289,7 +295,8 @@ fn the_shadow_listener_tells_of_the_candidate(
     let server = Server::start(Door::Shadow, LOCAL, Bounds::default(), fake);
     let ready = server.get("/health/ready");
     assert_eq!((ready.status, ready.json()["reasons"][0].as_str().unwrap_or_default()), (status, why));
-    assert!(server.get("/api/v1/divergence").problem(404).contains("compares nothing"));
+    let divergence = server.get("/api/v1/divergence").json();
+    assert_eq!((&divergence["schema"], &divergence["mounts"][0]["compared"]), (&1.into(), &0.into()));
     server.get("/api/v1/status").problem(404);
 }
 

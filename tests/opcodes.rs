@@ -2,6 +2,9 @@
 //! by a test that plays the kernel. There must be an answer or a clean error, the session must live, and no ENOSYS may
 //! answer what a backend serves: the kernel would never ask again.
 
+#[path = "support/prepared.rs"]
+mod prepared;
+
 use std::ffi::OsStr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -19,6 +22,7 @@ use lighthouse_fs::vfs::{
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+use prepared::in_prepared_child;
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -307,26 +311,6 @@ fn well_formed() -> Vec<(u32, &'static str, Vec<u8>)> {
 
 fn backends() -> impl Iterator<Item = Backend> {
     Backend::ALL.into_iter().filter(|backend| backend.is_built_in())
-}
-
-/// Crate fuse3 needs its helper in PATH, which a process can only prepare while it has one thread: so these tests run in
-/// a child of their own.
-fn in_prepared_child(test: &str, body: fn()) {
-    const MARK: &str = "LIGHTHOUSE_FS_TEST_CHILD";
-    if std::env::var_os(MARK).is_some() {
-        return body();
-    }
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_lighthouse-fs"), folder.path().join("fusermount3"))
-        .expect("a link to the helper");
-    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap_or_default());
-    let status = std::process::Command::new(std::env::current_exe().expect("this test"))
-        .args(["--exact", test, "--nocapture", "--test-threads=1"])
-        .env("PATH", path)
-        .env(MARK, "1")
-        .status()
-        .expect("a child");
-    assert!(status.success(), "{test} failed in its child");
 }
 
 #[test]

@@ -194,7 +194,7 @@ fn colours_are_for_terminals_that_want_them(
     let arguments = arguments.replace("FILE", file.to_str().unwrap());
     // The port is warned of, in the log. CI is unset: where it is set, crate anstyle-query takes every terminal for one with colours.
     let line = format!(
-        "env -u CI -u NO_COLOR -u CLICOLOR -u CLICOLOR_FORCE TERM=xterm {environment} LIGHTHOUSE_FUSE_PARALLEL_TEST=1 {PROGRAM} {arguments}"
+        "env -u CI -u NO_COLOR -u CLICOLOR -u CLICOLOR_FORCE TERM=xterm {environment} LIGHTHOUSE_FUSE_BENCHMARK=1 {PROGRAM} {arguments}"
     );
     if let Some((_, answer)) = judge("script", &["--quiet", "--return", "--command", &line, "/dev/null"], b"") {
         assert!(answer.len() > 100, "{answer}");

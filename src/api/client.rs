@@ -14,6 +14,7 @@ use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::divergence::{MountDivergence, MountDivergenceAnswer};
 use super::events::Published;
 use super::model::{
     DrillAnswer, DrillStopAnswer, HealthAnswer, MountStatus, Problem, RolloutAnswer, Status, SwitchAnswer,
@@ -155,6 +156,17 @@ impl Client {
     pub async fn drill(&self, mount: &str, plan: &Plan) -> Result<DrillAnswer, ClientError> {
         let path = format!("/api/v1/mounts/{}/drill", escape(mount));
         self.ask(Method::POST, &path, Some(plan), SWITCH_DEADLINE).await
+    }
+
+    /// What comparisons of a mount's backends have found.
+    ///
+    /// # Errors
+    /// As [`mount`](Self::mount).
+    pub async fn divergence(&self, mount: &str) -> Result<MountDivergence, ClientError> {
+        let path = format!("/api/v1/mounts/{}/divergence", escape(mount));
+        // The server may be in the middle of a switch.
+        let answer: MountDivergenceAnswer = self.ask(Method::GET, &path, None::<()>, SWITCH_DEADLINE).await?;
+        Ok(answer.mount)
     }
 
     /// Injects no more faults. That nothing was injected is no error.

@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use futures_util::future::BoxFuture;
 
+use super::divergence::MountDivergence;
 use super::events::Events;
 use super::model::{DrillAnswer, DrillStopAnswer, RolloutAnswer, Status, SwitchAnswer};
 use super::problem::problem;
@@ -36,6 +37,9 @@ pub trait Control: Send + Sync + 'static {
 
     /// Injects no more. That nothing was injected is no error.
     fn stop_drill<'a>(&'a self, mount: &'a str) -> Answering<'a, DrillStopAnswer>;
+
+    /// What comparisons of a mount's backends have found.
+    fn divergence<'a>(&'a self, mount: &'a str) -> Answering<'a, MountDivergence>;
 
     /// All figures, in Prometheus' text format 0.0.4. Must not wait for anything.
     fn metrics(&self) -> String;

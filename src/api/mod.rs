@@ -7,6 +7,7 @@
 mod admission;
 mod client;
 mod control;
+pub mod divergence;
 pub mod events;
 pub mod model;
 mod problem;

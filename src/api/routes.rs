@@ -10,6 +10,7 @@ use axum::response::sse::{KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Json, Router};
+use futures_util::future::join_all;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
@@ -20,6 +21,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::admission::{self, Door, Gate, Reader};
+use super::divergence::{DivergenceAnswer, MountDivergenceAnswer};
 use super::events::Published;
 use super::model::{
     DrillAnswer, DrillStopAnswer, Health, HealthAnswer, LiveAnswer, MountAnswer, MountStatus, Problem, PromoteRequest,
@@ -64,6 +66,8 @@ fn api() -> OpenApiRouter<Shared> {
         .routes(routes!(rollout_promote))
         .routes(routes!(rollout_abort))
         .routes(routes!(drill, stop_drill))
+        .routes(routes!(divergence))
+        .routes(routes!(mount_divergence))
         .routes(routes!(events))
         .routes(routes!(openapi_json))
 }
@@ -314,6 +318,32 @@ async fn stop_drill(
     control.stop_drill(&name).await.map(Json)
 }
 
+/// What comparisons of the backends have found
+#[utoipa::path(get, path = "/api/v1/divergence", responses(
+    (status = 200, body = DivergenceAnswer),
+    (status = "default", response = inline(Refusal)),
+))]
+async fn divergence(State(control): State<Shared>) -> Json<DivergenceAnswer> {
+    let names: Vec<_> = control.status().mounts.into_iter().map(|mount| mount.name).collect();
+    let mounts = join_all(names.iter().map(|name| control.divergence(name))).await;
+    // One that has gone meanwhile is not told of.
+    Json(DivergenceAnswer { schema: SCHEMA, mounts: mounts.into_iter().flatten().collect() })
+}
+
+/// What comparisons of one mount's backends have found
+#[utoipa::path(get, path = "/api/v1/mounts/{name}/divergence", params(("name" = String, Path, description = "The mount")),
+    responses(
+    (status = 200, body = MountDivergenceAnswer),
+    (status = 404, description = "There is no such mount", body = Problem, content_type = "application/problem+json"),
+    (status = "default", response = inline(Refusal)),
+))]
+async fn mount_divergence(
+    State(control): State<Shared>,
+    Path(name): Path<String>,
+) -> Result<Json<MountDivergenceAnswer>, ControlError> {
+    control.divergence(&name).await.map(|mount| Json(MountDivergenceAnswer { schema: SCHEMA, mount }))
+}
+
 /// What happens, as server-sent events
 ///
 /// The `data` of each is a JSON object, its `event` the object's field of that name. A client that names the last id that it
@@ -354,10 +384,6 @@ async fn openapi_json() -> Json<OpenApi> {
 
 async fn metrics(State(control): State<Shared>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], control.metrics())
-}
-
-async fn divergence() -> Response {
-    problem(StatusCode::NOT_FOUND, "this version compares nothing: there is no divergence to tell of")
 }
 
 async fn unknown_route(uri: Uri) -> Response {

@@ -1,7 +1,7 @@
 //! Faults on purpose, so that an operator rehearses, and tests see what a fault does. While a drill runs, requests of one
 //! backend are struck by one kind of fault.
 //!
-//! Whether a request is struck is decided here and nowhere else ([`Drill::strike`]); the adapters ask before they call the
+//! Whether a request is struck is decided here and nowhere else ([`Part::strike`]); the adapters ask before they call the
 //! vfs. Mounts that allow no drill have no [`Drill`]; without one that runs, asking is one relaxed load.
 
 use std::fmt;
@@ -275,6 +275,52 @@ impl Running {
     }
 }
 
+/// What a session has to do with its mount's drill.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Role {
+    /// It serves, and every fault strikes it.
+    Serving,
+    /// It is only compared: wrong answers are to be found, and nothing else is to come of it.
+    Compared,
+}
+
+/// A session's part in its mount's drill: whether a fault strikes it.
+#[derive(Clone)]
+pub struct Part {
+    drill: Arc<Drill>,
+    role: Role,
+}
+
+impl Part {
+    /// Of a session that serves.
+    #[must_use]
+    pub fn serving(drill: Arc<Drill>) -> Self {
+        Self { drill, role: Role::Serving }
+    }
+
+    /// Of a session that no client uses, and whose answers are compared.
+    #[must_use]
+    pub fn compared(drill: Arc<Drill>) -> Self {
+        Self { drill, role: Role::Compared }
+    }
+
+    /// The drill.
+    #[must_use]
+    pub fn drill(&self) -> &Arc<Drill> {
+        &self.drill
+    }
+
+    /// Asked by the adapters, for each request.
+    #[inline]
+    #[must_use]
+    pub fn strike(&self, backend: Backend, operation: Operation, unique: u64) -> Option<Strike> {
+        if !self.drill.is_running.load(Relaxed) {
+            return None;
+        }
+        self.drill.decide(self.role, backend, operation, unique)
+    }
+}
+
 /// The drill of a mount that allows one.
 #[derive(Default)]
 pub struct Drill {
@@ -292,20 +338,13 @@ impl Drill {
         drop(self.on_end_due.set(Box::new(call)));
     }
 
-    /// Asked by the adapters, for each request.
-    #[inline]
-    #[must_use]
-    pub fn strike(&self, backend: Backend, operation: Operation, unique: u64) -> Option<Strike> {
-        if !self.is_running.load(Relaxed) {
-            return None;
-        }
-        self.decide(backend, operation, unique)
-    }
-
     #[cold]
-    fn decide(&self, backend: Backend, operation: Operation, unique: u64) -> Option<Strike> {
+    fn decide(&self, role: Role, backend: Backend, operation: Operation, unique: u64) -> Option<Strike> {
         let running = self.running.read().clone()?;
         let now = Instant::now();
+        if role == Role::Compared && running.plan.fault != Fault::Diverge {
+            return None;
+        }
         if now >= running.until || !running.plan.strikes(backend, operation, unique) {
             return None;
         }
@@ -395,6 +434,12 @@ mod tests {
 
     const SENT_AGAIN: u64 = 1 << 63 | 8;
 
+    impl Drill {
+        fn strike(&self, backend: Backend, operation: Operation, unique: u64) -> Option<Strike> {
+            self.decide(Role::Serving, backend, operation, unique)
+        }
+    }
+
     fn struck(plan: Plan, backend: Backend, operation: Operation, unique: u64) -> usize {
         let drill = Drill::default();
         drill.start(plan).unwrap();
@@ -420,6 +465,17 @@ mod tests {
         assert_eq!(struck(reads.clone(), Backend::Fuse3, Operation::Read, 8), 0);
         let some = struck(Plan { rate: 0.3, ..reads }, Backend::Fuse2, Operation::Read, 8);
         assert!((200..400).contains(&some), "{some}");
+    }
+
+    #[test]
+    fn of_sessions_that_are_compared_only_the_answers_are_struck() {
+        for fault in Fault::ALL {
+            let drill = Arc::<Drill>::default();
+            drill.start(Plan::new(Backend::Fuse2, fault)).unwrap();
+            let strike = Part::compared(drill.clone()).strike(Backend::Fuse2, Operation::Read, 8);
+            assert_eq!(strike.is_some(), fault == Fault::Diverge, "{fault}");
+            assert!(!drill.take_end_due(), "{fault}");
+        }
     }
 
     #[test]

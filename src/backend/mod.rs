@@ -22,7 +22,7 @@ use crate::ledger::{AnswerStatus, Ledger};
 use crate::vfs::{Attr, Caller, Created, DirEntry, Entry, Errno, HandleId, ListFlow, NodeId, Result, Timestamp, Vfs};
 
 use diverging::Diverging;
-use drill::{Drill, Strike};
+use drill::{Part, Strike};
 
 /// What a session is made from.
 #[derive(Clone)]
@@ -40,7 +40,7 @@ pub struct Context {
     /// Reader threads of a session of `fuse2`.
     pub threads: usize,
     /// Where faults come from, if the mount allows them.
-    pub drill: Option<Arc<Drill>>,
+    pub drill: Option<Part>,
 }
 
 /// Why a session did not start.

@@ -59,6 +59,7 @@ fn program() -> clap::Command {
         .mut_subcommand("status", |command| command.mut_arg("mount", mount))
         .mut_subcommand("health", |command| command.mut_arg("mount", mount))
         .mut_subcommand("drill", |command| command.mut_arg("mount", mount))
+        .mut_subcommand("shadow", |command| command.mut_subcommand("report", |of| of.mut_arg("mount", mount)))
         .mut_subcommand("rollback", |command| command.mut_arg("mount", mount))
         .mut_subcommand("unpin", |command| command.mut_arg("mount", mount))
         .mut_subcommand("rollout", |command| {

@@ -18,6 +18,7 @@ mod probe;
 mod rollout;
 mod serve;
 mod server;
+mod shadow;
 mod sources;
 mod statfs;
 mod status;
@@ -95,6 +96,7 @@ enum Command {
     Rollback(rollout::RollbackArgs),
     Unpin(rollout::UnpinArgs),
     Drill(drill::Args),
+    Shadow(shadow::Args),
     Health(health::Args),
     Backends(backends::Args),
     CheckConfig(check_config::Args),
@@ -144,6 +146,7 @@ pub fn main() -> ExitCode {
         Command::Rollback(args) => rollout::rollback(&args, &global),
         Command::Unpin(args) => rollout::unpin(&args, &global),
         Command::Drill(args) => drill::run(&args, &global),
+        Command::Shadow(args) => shadow::run(&args, &global),
         Command::Health(args) => health::run(&args, &global),
         Command::Backends(args) => backends::run(&args),
         Command::CheckConfig(args) => check_config::run(&args),

@@ -134,7 +134,7 @@ fn alone(mount: &Section<Mount>, problems: &mut Vec<Problem>) {
 
 /// Whether the candidate is another backend than the stable one, and its way is clear.
 fn rollout(mount: &Section<Mount>, problems: &mut Vec<Problem>) {
-    let Rollout { candidate, steps, fleet } = &mount.value.rollout;
+    let Rollout { candidate, steps, fleet, .. } = &mount.value.rollout;
     let mut complain = |key: &str, message: &str, remedy: &str| {
         complain(mount, key, Wrong::new(message, remedy), problems);
     };

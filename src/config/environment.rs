@@ -15,7 +15,7 @@ pub(super) const DEBUG: &str = "LIGHTHOUSE_FUSE_DEBUG";
 /// The address of every listener that is on; the ports stay.
 pub(super) const ADDRESS: &str = "LIGHTHOUSE_LISTEN_ADDRESS";
 /// Variables that later versions heed.
-const LATER: &[&str] = &["LIGHTHOUSE_FUSE_PARALLEL_TEST", "LIGHTHOUSE_FUSE_BENCHMARK", "LIGHTHOUSE_SHADOW_MOUNT_POINT"];
+const LATER: &[&str] = &["LIGHTHOUSE_FUSE_BENCHMARK", "LIGHTHOUSE_SHADOW_MOUNT_POINT"];
 /// Of these each mount has its own.
 const OF_ONE_MOUNT: [&str; 2] = ["source", "mountpoint"];
 

@@ -117,7 +117,7 @@ pub(super) static API: &[Key<Api>] = &[
     Key {
         name: "shadow_listen",
         kind: Kind::Address(|api| &mut api.shadow_listen),
-        about: "Where it is said whether the candidate is ready; \"\" turns it off. Without a file the default is \"\".",
+        about: "Where it is said whether the candidate is ready, and what comparisons of it have found; \"\" turns it off. Without a file the default is \"\".",
         variable: Some("LIGHTHOUSE_SHADOW_PORT"),
         flag: Some("--shadow-listen"),
         effect: Effect::Live,
@@ -338,8 +338,24 @@ pub(super) static MOUNT: &[Key<Mount>] = &[
     Key {
         name: "rollout.steps",
         kind: Kind::Steps(|mount| &mut mount.rollout.steps),
-        about: "The way of the candidate: perhaps a shadow step first, in which it gets no client's request (and this version compares nothing yet), then weights, percent of the operations, that rise to 100. Each step lasts `for` its bake time, 100ms to 30days. Without the key: shadow for 10m, then 10, 50, 75 and 90 for 30m each, and 100 for 1h.",
+        about: "The way of the candidate: perhaps a shadow step first, in which it gets no client's request and is only compared with the stable backend, then weights, percent of the operations, that rise to 100. Each step lasts `for` its bake time, 100ms to 30days. Without the key: shadow for 10m, then 10, 50, 75 and 90 for 30m each, and 100 for 1h.",
         variable: None,
+        flag: None,
+        effect: Effect::Live,
+    },
+    Key {
+        name: "rollout.shadow_sample",
+        kind: Kind::Number(|mount| &mut mount.rollout.shadow_sample, 0.0..=1.),
+        about: "The share of the calls that is compared while a rollout runs: what the candidate answers to them, beside the clients' requests, with what the stable backend does. 0 compares nothing.",
+        variable: None,
+        flag: None,
+        effect: Effect::Live,
+    },
+    Key {
+        name: "rollout.shadow_always",
+        kind: Kind::Flag(|mount| &mut mount.rollout.shadow_always),
+        about: "Compare also while no rollout runs; without a candidate, with the other backend.",
+        variable: Some("LIGHTHOUSE_FUSE_PARALLEL_TEST"),
         flag: None,
         effect: Effect::Live,
     },
@@ -434,14 +450,8 @@ pub(super) static MOUNT: &[Key<Mount>] = &[
 ];
 
 /// Keys and tables that later versions have: known, so that nobody is told to look for a slip of the pen.
-pub(super) const LATER: &[&str] = &[
-    "mount.mounter_socket",
-    "mount.passthrough",
-    "mount.shadow_mountpoint",
-    "mount.survive",
-    "mount.io.max_read",
-    "mount.rollout.shadow_sample",
-];
+pub(super) const LATER: &[&str] =
+    &["mount.mounter_socket", "mount.passthrough", "mount.shadow_mountpoint", "mount.survive", "mount.io.max_read"];
 
 /// A key found by its full name.
 pub(super) enum Found {

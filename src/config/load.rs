@@ -337,7 +337,7 @@ mod tests {
     #[test]
     fn variables_without_effect_are_warned_of() {
         let environment = [
-            ("LIGHTHOUSE_FUSE_PARALLEL_TEST", "1"),
+            ("LIGHTHOUSE_FUSE_BENCHMARK", "1"),
             ("LIGHTHOUSE_FUSE_ALOW_OTHER", "true"),
             ("LIGHTHOUSE_SHADOW_PORT", ""),
             ("LIGHTHOUSE_TEST_TIER", "quick"),
@@ -347,7 +347,7 @@ mod tests {
         assert_eq!(
             loaded(ONE, &environment, &[]).unwrap().warnings,
             [
-                "LIGHTHOUSE_FUSE_PARALLEL_TEST is not supported by this version and has no effect",
+                "LIGHTHOUSE_FUSE_BENCHMARK is not supported by this version and has no effect",
                 "LIGHTHOUSE_FUSE_ALOW_OTHER has no effect; did you mean LIGHTHOUSE_FUSE_ALLOW_OTHER?",
             ]
         );
@@ -469,8 +469,9 @@ mod tests {
         // Those exclude others, or are not of this build; they are talked about.
         let both = Backend::ALL.into_iter().all(Backend::is_built_in);
         let unsaid: Vec<_> = unsaid.iter().map(|shown| shown.key.as_str()).collect();
-        let talked_about = ["mount.rollout.candidate", "mount.rollout.steps", "mount.rollout.fleet.weight"];
-        assert_eq!(unsaid, &talked_about[if both { 2 } else { 0 }..]);
+        let talked_about = ["candidate", "steps", "shadow_sample", "shadow_always", "fleet.weight"]
+            .map(|key| format!("mount.rollout.{key}"));
+        assert_eq!(unsaid, &talked_about[if both { 4 } else { 0 }..]);
         let mut settings = active.settings;
         // The example's own; there is no default.
         assert_eq!(settings.daemon.socket_group.take().as_deref(), Some("lighthouse"));

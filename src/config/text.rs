@@ -24,7 +24,12 @@ pub fn example() -> String {
     let mut mount = Mount::new("projects", "/srv/projects", "/mnt/projects");
     mount.guard.prometheus =
         Prometheus { url: Some("http://prometheus:9090".into()), query: Some(QUERY.into()), above: Number::new(0.01) };
-    mount.rollout = Rollout { candidate: Some(Backend::Fuse3), steps: Some(Rollout::default_steps()), fleet: Some(10) };
+    mount.rollout = Rollout {
+        candidate: Some(Backend::Fuse3),
+        steps: Some(Rollout::default_steps()),
+        fleet: Some(10),
+        ..Rollout::default()
+    };
     let mut text = String::from(
         "# Configuration of Lighthouse FS. Keys that begin with `#` show their default, or an example\n\
          # where there is none. `lighthouse-fs check-config FILE` checks a file like this one, and\n\

@@ -408,6 +408,9 @@ mod tests {
     #[case("guard.p99", "6s", "use 10us to 5s")]
     #[case("guard.prometheus.url", "https://prometheus", "is no address of an HTTP server; use an address such as")]
     #[case("guard.prometheus.above", "inf", "is no number")]
+    #[case("rollout.shadow_sample", "1.5", "\"1.5\" is out of range; use 0 to 1")]
+    #[case("rollout.shadow_sample", "-0.1", "out of range")]
+    #[case("rollout.shadow_sample", "NaN", "is no number")]
     fn what_is_wrong_is_told(#[case] key: &str, #[case] text: &str, #[case] why: &str) {
         let wrong = set(key, text).unwrap_err();
         assert!(wrong.contains(why), "{wrong}");

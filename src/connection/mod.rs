@@ -10,7 +10,7 @@ mod mount;
 pub mod mountinfo;
 pub mod notify;
 pub mod port;
-mod wire;
+pub(crate) mod wire;
 
 use std::fs::{self, File};
 use std::io;

@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::vfs::Errno;
 
-pub(super) const FUSE_FORGET: u32 = 2;
+pub(crate) const FUSE_FORGET: u32 = 2;
 pub(super) const FUSE_INIT: u32 = 26;
 pub(super) const FUSE_DESTROY: u32 = 38;
 
@@ -36,7 +36,7 @@ pub(super) const FUSE_EXPIRE_ONLY: u32 = 1 << 0;
 /// `struct fuse_in_header`.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub(super) struct InHeader {
+pub(crate) struct InHeader {
     pub len: u32,
     pub opcode: u32,
     pub unique: u64,
@@ -51,7 +51,7 @@ pub(super) struct InHeader {
 /// `struct fuse_out_header`.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub(super) struct OutHeader {
+pub(crate) struct OutHeader {
     pub len: u32,
     pub error: i32,
     pub unique: u64,
@@ -97,7 +97,7 @@ pub(super) struct InitOut {
 /// `struct fuse_forget_in`.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub(super) struct ForgetIn {
+pub(crate) struct ForgetIn {
     pub nlookup: u64,
 }
 

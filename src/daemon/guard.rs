@@ -144,7 +144,9 @@ async fn run(
         }
         let Some(trial) = &mut trial else { continue };
         let prometheus = trial.oracle.ask(&wanted.guard.prometheus, now);
-        let look = Look { prometheus, ..trial.look(&ledger, &prober, &wanted.guard, now) };
+        let is_compared = wanted.rollout.shadow_sample.get() > 0.;
+        let comparison = if is_compared { Comparison::On } else { Comparison::Off };
+        let look = Look { prometheus, comparison, ..trial.look(&ledger, &prober, &wanted.guard, now) };
         let findings = judge(&look, &wanted.guard);
         tell(&wanted.name, &judged.borrow().findings, &findings, &events);
         judged.send_if_modified(|judged| {
@@ -212,8 +214,6 @@ impl Trial {
             }
         }
         let longest = |backend: Backend| self.rows[backend.index()].map_or(0, |(_, row)| row);
-        // Configured or not: what was compared is evidence.
-        let is_compared = ledger.comparisons().total().compared > 0;
         Look {
             candidate: self.tried.candidate,
             weight: self.tried.weight,
@@ -224,7 +224,7 @@ impl Trial {
             probe: probe(&prober.probed()),
             has_ended: ledger.port_state(self.tried.candidate) == PortState::Ended,
             lost: self.lost,
-            comparison: if is_compared { Comparison::On } else { Comparison::Off },
+            comparison: Comparison::Off,
             prometheus: None,
         }
     }

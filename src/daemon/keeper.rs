@@ -369,7 +369,12 @@ impl Keeper {
                 request = self.requests.recv() => request,
             };
             match request {
-                Some(request @ (Request::Weigh { .. } | Request::Drill { .. } | Request::StopDrill { .. })) => {
+                Some(
+                    request @ (Request::Weigh { .. }
+                    | Request::Drill { .. }
+                    | Request::StopDrill { .. }
+                    | Request::TellCompared { .. }),
+                ) => {
                     request.refuse(&self.name(), "it is not mounted; see `lighthouse-fs status`");
                 }
                 Some(Request::Reconfigure(mount)) => {
@@ -377,7 +382,7 @@ impl Keeper {
                     return Until::Reconfigured;
                 }
                 // The next server gets it among its arguments.
-                Some(Request::LogLevel(_) | Request::RecoverLost) => {}
+                Some(Request::LogLevel(_) | Request::RecoverLost | Request::Compare(_)) => {}
                 Some(Request::Stop) | None => return Until::Stopped,
             }
         }

@@ -4,6 +4,7 @@
 //! unmounted by the server, or, if the server died or was stuck, taken away from here.
 
 mod drill;
+mod shadow;
 
 use std::io;
 use std::mem;
@@ -32,6 +33,7 @@ use crate::server::{
     self,
     orders::{Hello, LineError, Order, PastSwitch, Report, Switched, VERSION},
 };
+use crate::shadow::{Comparing, Told};
 
 /// For a server to mount and begin; helpers have deadlines of their own below this.
 const START: Duration = Duration::from_secs(30);
@@ -79,6 +81,13 @@ pub enum Request {
         /// Where it goes.
         answer: oneshot::Sender<Result<Option<Ended>, ControlError>>,
     },
+    /// Compare this from now on, or nothing.
+    Compare(Option<Comparing>),
+    /// Tell what comparisons have found.
+    TellCompared {
+        /// Where the answer goes.
+        answer: oneshot::Sender<Result<Told, ControlError>>,
+    },
     /// See whether requests were lost.
     RecoverLost,
     /// Unmount and end.
@@ -98,7 +107,8 @@ impl Request {
             Self::Weigh { answer, .. } => drop(answer.send(Err(error))),
             Self::Drill { answer, .. } => drop(answer.send(Err(error))),
             Self::StopDrill { answer } => drop(answer.send(Err(error))),
-            Self::RecoverLost | Self::Stop | Self::Reconfigure(_) | Self::LogLevel(_) => {}
+            Self::TellCompared { answer } => drop(answer.send(Err(error))),
+            Self::Compare(_) | Self::RecoverLost | Self::Stop | Self::Reconfigure(_) | Self::LogLevel(_) => {}
         }
     }
 }
@@ -385,6 +395,11 @@ impl<'a> Task<'a> {
                     }
                     Some(Request::Drill { plan, answer }) => self.answer_drill(plan, answer).await,
                     Some(Request::StopDrill { answer }) => self.answer_stop_drill(answer).await,
+                    Some(Request::Compare(comparing)) => {
+                        self.tell(Order::Compare { comparing });
+                        None
+                    }
+                    Some(Request::TellCompared { answer }) => self.answer_compared(answer).await,
                     Some(Request::RecoverLost) => {
                         if let Err(error) = self.server.send(&Order::RecoverLost) {
                             tracing::warn!(mount = self.mount.name, %error, "the server cannot be told to look for lost requests");
@@ -543,6 +558,8 @@ impl<'a> Task<'a> {
                 return Some(End::Died("the serving process stopped without being told to".into()));
             }
             Report::Drilling(_) | Report::DrillStopped { .. } | Report::DrillOver(_) => self.note_drill(report),
+            // Nobody waits for it any more.
+            Report::Compared(_) => self.owed = self.owed.saturating_sub(1),
             Report::Hello(_) => tracing::warn!(mount, "the server says hello a second time; ignored"),
         }
         None

@@ -25,6 +25,7 @@ use crate::rollout::{
     Serving, Store, Terms,
 };
 use crate::server::orders::Switched;
+use crate::shadow::Comparing;
 
 /// Between two looks at the clock.
 const TICK: Duration = Duration::from_secs(1);
@@ -209,6 +210,8 @@ async fn run(
         rollbacks,
         is_begun: false,
         patience: Patience::default(),
+        comparing: None,
+        is_comparison_told: true,
     };
     task.show();
     let mut ticks = interval(TICK);
@@ -255,6 +258,7 @@ async fn run(
                 }
             }
         }
+        task.tell_what_to_compare();
     }
 }
 
@@ -279,6 +283,10 @@ struct Task {
     patience: Patience,
     /// What the guard has found.
     judged: watch::Receiver<Judged>,
+    /// What its server was told to compare.
+    comparing: Option<Comparing>,
+    /// Whether it was told so; one that an earlier daemon has left may compare anything.
+    is_comparison_told: bool,
 }
 
 /// How long it is waited before what is wanted is ordered again: 2, 4, 8 … 64 ticks.
@@ -402,6 +410,8 @@ impl Task {
             }
             Happened::Began { serving, how } => {
                 self.is_begun = true;
+                self.comparing = None;
+                self.is_comparison_told = !matches!(how, How::Adopted(_));
                 self.reload().await;
                 let event = match how {
                     How::Started => Event::ServerStarted { serving },
@@ -564,6 +574,35 @@ impl Task {
         match self.order(wanted, (cause, "it is to be so".into())).await {
             Ok(_) => tracing::warn!(mount = self.mount(), ?wanted, "what is wanted was not so, and is now"),
             Err(error) => tracing::error!(mount = self.mount(), ?wanted, %error, "what is wanted is not so"),
+        }
+    }
+
+    /// What is to be compared now: while a candidate is tried, or always.
+    fn comparison(&self) -> Option<Comparing> {
+        let rollout = self.rollout.as_ref()?;
+        let reference = rollout.terms().stable;
+        let wanted = self.facts.borrow().wanted.rollout.clone();
+        let is_tried = rollout.status().is_some_and(|status| matches!(status.state, "running" | "paused"));
+        if !is_tried && !wanted.shadow_always {
+            return None;
+        }
+        let candidate = rollout.terms().plan().map_or(reference.other(), |plan| plan.candidate);
+        let rate = wanted.shadow_sample.get();
+        (rate > 0. && candidate.is_built_in()).then_some(Comparing { reference, candidate, rate })
+    }
+
+    /// Tells the server, if that is news. What cannot be said now is said with the next tick.
+    fn tell_what_to_compare(&mut self) {
+        if !self.is_begun || self.is_away() {
+            return;
+        }
+        let comparing = self.comparison();
+        if self.is_comparison_told && comparing == self.comparing {
+            return;
+        }
+        if self.requests.try_send(Request::Compare(comparing)).is_ok() {
+            self.comparing = comparing;
+            self.is_comparison_told = true;
         }
     }
 

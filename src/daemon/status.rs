@@ -13,6 +13,7 @@ use super::facts::{End, Facts, Phase};
 use super::mount::Request;
 use super::pilot::{OPERATOR, Outcome, Pilot, Shown};
 use super::prober::{Probed, Prober};
+use crate::api::divergence::MountDivergence;
 use crate::api::events::Events;
 use crate::api::model::{
     BackendStatus, Daemon, DrillAnswer, DrillStopAnswer, GuardStatus, Health, ListenerStatus, MountStatus, PinStatus,
@@ -28,6 +29,7 @@ use crate::ledger::{AnswerStatus, Ledger, PortState, Totals, coarse_now};
 use crate::metrics::{self, Figures, MountFigures, RolloutFigures};
 use crate::rollout::{self, Pin, Serving};
 use crate::server::orders::Switched;
+use crate::shadow::Told;
 
 /// All mounts of a daemon, as the API sees them.
 #[derive(Clone)]
@@ -154,6 +156,10 @@ impl Control for Mounts {
         Box::pin(Self::stop_drill(self, mount))
     }
 
+    fn divergence<'a>(&'a self, mount: &'a str) -> Answering<'a, MountDivergence> {
+        Box::pin(Self::divergence(self, mount))
+    }
+
     fn metrics(&self) -> String {
         metrics::text(self.figures()).unwrap_or_else(|error| {
             tracing::error!(%error, "the metrics cannot be shown");
@@ -224,6 +230,17 @@ impl Mounts {
             struck: ended.struck,
         });
         Ok(DrillStopAnswer { schema: SCHEMA, stopped })
+    }
+
+    async fn divergence(&self, mount: &str) -> Result<MountDivergence, ControlError> {
+        let handle = self.find(mount)?;
+        // Without a server the counts are there all the same.
+        let told = match handle.ask(|answer| Request::TellCompared { answer }).await {
+            Ok(told) => told,
+            Err(error) => Told { trouble: Some(error.to_string()), ..Told::default() },
+        };
+        let counted = handle.facts.borrow().counted.clone();
+        Ok(MountDivergence::new(mount, told, counted.as_ref().map(|ledger| ledger.comparisons())))
     }
 }
 

@@ -30,7 +30,7 @@ impl Plan {
     /// The plan of a mount; `None` without a candidate. `machine` matters to fleets only.
     #[must_use]
     pub fn of(mount: &Mount, machine: &Result<MachineId, MachineIdError>) -> Option<Self> {
-        let Rollout { candidate, steps, fleet } = &mount.rollout;
+        let Rollout { candidate, steps, fleet, .. } = &mount.rollout;
         let candidate = (*candidate)?;
         let way = match fleet {
             Some(weight) => Way::Fleet {

@@ -311,7 +311,7 @@ impl fmt::Display for Note {
             Self::Already { text } => f.write_str(text),
             Self::Started { candidate } => write!(f, "the rollout of {candidate} begins"),
             Self::Step { step, weight: 0, reason } => {
-                write!(f, "step {step}: shadow, in which this version compares nothing yet ({reason})")
+                write!(f, "step {step}: shadow, in which the candidate is only compared ({reason})")
             }
             Self::Step { step, weight, reason } => write!(f, "step {step}: {weight} % ({reason})"),
             Self::Paused { reason } => write!(f, "the rollout is paused: {reason}"),

@@ -1,5 +1,6 @@
 //! The serving process of one mount: it holds the connection, both sessions and the vfs, and obeys the daemon.
 
+mod comparing;
 mod drill;
 mod handover;
 mod invalidation;
@@ -25,6 +26,7 @@ use crate::backend::{self, Prepared};
 use crate::config::{Backend, BackendChoice, Deadlines, Mount};
 use crate::connection::{Connection, Unmounted};
 use crate::ledger::{Cause, Ledger, coarse_now};
+use crate::shadow::Shadow;
 use crate::vfs::passthrough::{Access, PassThrough, strip_set_id_on_write};
 use meeting::Meeting;
 use orders::{Hello, Line, LineError, Order, PastSwitch, Report, Unavailable};
@@ -199,6 +201,7 @@ enum End {
 struct Control {
     mount: Mount,
     served: Served,
+    shadow: Shadow,
     unavailable: Vec<Unavailable>,
     last_switch: Option<PastSwitch>,
     because: Option<(Cause, String)>,
@@ -238,7 +241,8 @@ impl Control {
         let prepared = backend::prepare();
         let trial =
             Mount { backend: BackendChoice::Only(first), fallback: order.last() != Some(&first), ..mount.clone() };
-        let (served, not_started) = Served::start(&trial, connection, Arc::new(vfs), ledger.clone(), on_session_end)?;
+        let (shadow, sampled) = Shadow::over(Arc::new(vfs), &ledger);
+        let (served, not_started) = Served::start(&trial, connection, sampled, ledger.clone(), on_session_end)?;
         unavailable.extend(not_started);
         if let Some(drill) = served.drill() {
             let wake = wake.clone();
@@ -251,7 +255,8 @@ impl Control {
             tracing::warn!(%backend, active = %served.active(), "a backend does not come up: {reason}");
         }
         let tree = Tree::default();
-        let control = Self { mount, served, unavailable, last_switch: None, because: None, ledger, wake, ended, tree };
+        let control =
+            Self { mount, served, shadow, unavailable, last_switch: None, because: None, ledger, wake, ended, tree };
         Ok((control, prepared))
     }
 
@@ -417,6 +422,11 @@ impl Control {
             Order::Serve { .. } => Report::Failed { message: "this server serves already".into() },
             Order::Drill { plan } => self.start_drill(plan),
             Order::StopDrill => self.stop_drill(),
+            Order::Compare { comparing } => {
+                self.compare(comparing);
+                return Ok(None);
+            }
+            Order::TellCompared => Report::Compared(Box::new(self.shadow.told())),
             Order::RecoverLost => {
                 if let Err(error) = self.served.recover_lost() {
                     tracing::warn!(%error, "whether requests were lost could not be seen");

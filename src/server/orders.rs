@@ -20,9 +20,10 @@ use serde::{Deserialize, Serialize};
 use crate::backend::drill::{Ended, Ongoing, Plan};
 use crate::config::{Backend, Deadlines, Mount};
 use crate::ledger::Cause;
+use crate::shadow::{Comparing, Told};
 
 /// Version of the messages.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Longest message in bytes; well below what a SEQPACKET socket takes by default (212,960).
 const LONGEST: usize = 64 << 10;
 
@@ -68,6 +69,13 @@ pub enum Order {
     /// See whether requests were read and never answered, and have the kernel send them again. Answered by nothing; what is
     /// found is counted in the ledger.
     RecoverLost,
+    /// Compare this share of the calls from now on, or none. Answered by nothing; what is compared is counted in the ledger.
+    Compare {
+        /// What, if anything.
+        comparing: Option<Comparing>,
+    },
+    /// Tell what comparisons have found. Answered by [`Report::Compared`].
+    TellCompared,
     /// Log this from now on. Answered by nothing.
     LogLevel {
         /// A level or filter that has passed the checks of the configuration.
@@ -106,6 +114,8 @@ pub enum Report {
     },
     /// Sent without an order: a drill has ended by itself.
     DrillOver(Ended),
+    /// What comparisons have found, as far as it is not in the ledger.
+    Compared(Box<Told>),
     /// Sent without an order: a session ended by itself and the other backend has taken over.
     FailedOver(Switched),
     /// Sent without an order: somebody else has taken the mount out of the tree (`umount -l`), and programs still use it. The

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::backend::drill::Drill;
+use crate::backend::drill::{Drill, Part};
 use crate::backend::{self, Context, StartError};
 use crate::config::{Backend, Deadlines, Mount};
 use crate::connection::port::{Drained, Leases, Order, Port, PortError, State};
@@ -111,7 +111,7 @@ impl Served {
             leases: Leases::default(),
             cache: mount.cache,
             threads: mount.io.threads,
-            drill: mount.drill.then(Arc::default),
+            drill: mount.drill.then(|| Part::serving(Arc::default())),
         };
         let mut served = Self {
             context,
@@ -182,7 +182,7 @@ impl Served {
     /// Where faults come from, if the mount allows them.
     #[must_use]
     pub fn drill(&self) -> Option<&Arc<Drill>> {
-        self.context.drill.as_ref()
+        self.context.drill.as_ref().map(Part::drill)
     }
 
     /// Keeps other deadlines from now on.

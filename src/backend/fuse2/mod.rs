@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use fuser::{Config, INodeNo, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyXattr, Request, Session, SessionACL};
 
-use super::drill::{Drill, Strike};
+use super::drill::{Part, Strike};
 use super::{Context, InDrill, StartError, TakeBack, entry_lifetime, guarded, guarded_in_drill};
 use crate::config::{Backend, Cache};
 use crate::connection::port::{BlockingPort, InHandler, LargeReply, OnEnd, Port, SMALL_REPLY};
@@ -71,7 +71,7 @@ pub(super) fn start(
 
 struct Adapter {
     vfs: Arc<dyn Vfs>,
-    drill: Option<Arc<Drill>>,
+    drill: Option<Part>,
     port: Arc<BlockingPort>,
     cache: Cache,
     max_write: u32,

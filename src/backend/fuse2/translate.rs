@@ -52,7 +52,19 @@ pub(super) fn attributes(attr: &Attr) -> FileAttr {
 pub(super) fn time_set(time: TimeOrNow) -> TimeSet {
     match time {
         TimeOrNow::Now => TimeSet::Now,
-        TimeOrNow::SpecificTime(time) => TimeSet::At(time.into()),
+        TimeOrNow::SpecificTime(time) => TimeSet::At(timestamp(time)),
+    }
+}
+
+/// Before 1970 the crate takes the nanoseconds, which count forward, for such that count back; here this is undone
+/// (`system_time_from_time` of its `time.rs`).
+fn timestamp(time: SystemTime) -> Timestamp {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(_) => time.into(),
+        Err(before) => {
+            let before = before.duration();
+            Timestamp { sec: -(before.as_secs() as i64), nsec: before.subsec_nanos() }
+        }
     }
 }
 

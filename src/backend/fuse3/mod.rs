@@ -20,7 +20,7 @@ use fuse3::raw::prelude::{ReplyAttr, ReplyEntry, Request};
 use futures_util::FutureExt;
 use parking_lot::Mutex;
 
-use super::drill::{Drill, Strike};
+use super::drill::{Part, Strike};
 use super::{Context, InDrill, StartError, TakeBack, entry_lifetime, guarded, guarded_in_drill};
 use crate::config::{Backend, Cache};
 use crate::connection::port::{InTask, OnEnd, PolledPort, Port};
@@ -134,7 +134,7 @@ async fn open_session(adapter: Adapter, port: &PolledPort) -> std::result::Resul
 
 struct Adapter {
     vfs: Arc<dyn Vfs>,
-    drill: Option<Arc<Drill>>,
+    drill: Option<Part>,
     port: Arc<PolledPort>,
     cache: Cache,
     max_write: NonZeroU32,

@@ -12,7 +12,7 @@ use crate::server::{
 };
 
 /// An order was not obeyed, perhaps because the mount has ended.
-type Failed = (ControlError, Option<End>);
+pub(super) type Failed = (ControlError, Option<End>);
 
 impl Task<'_> {
     pub(super) async fn answer_drill(
@@ -69,7 +69,11 @@ impl Task<'_> {
     }
 
     /// Sends an order and waits for the report that `takes` takes.
-    async fn order_done<T>(&mut self, order: &Order, takes: impl Fn(Report) -> Result<T, Report>) -> Result<T, Failed> {
+    pub(super) async fn order_done<T>(
+        &mut self,
+        order: &Order,
+        takes: impl Fn(Report) -> Result<T, Report>,
+    ) -> Result<T, Failed> {
         // It obeys at once, or when the switch or failover is done at which it is.
         let limit = server::switch_limit(&self.mount.deadlines) + MARGIN;
         self.server.send(order).map_err(|error| (ControlError::Refused(error.to_string()), None))?;
@@ -99,7 +103,11 @@ impl Task<'_> {
         }
     }
 
-    fn pass_on<T>(&self, answer: oneshot::Sender<Result<T, ControlError>>, told: Result<T, Failed>) -> Option<End> {
+    pub(super) fn pass_on<T>(
+        &self,
+        answer: oneshot::Sender<Result<T, ControlError>>,
+        told: Result<T, Failed>,
+    ) -> Option<End> {
         let (result, end) = match told {
             Ok(told) => (Ok(told), None),
             Err((error, end)) => (Err(error), end),

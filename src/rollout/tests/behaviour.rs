@@ -340,7 +340,7 @@ fn a_machine_comes_into_the_share_and_leaves_it() {
 #[test]
 fn a_machine_that_does_not_know_its_name_takes_no_part() {
     let mut mount = Mount::new("projects", "/srv/projects", "/mnt/projects");
-    mount.rollout = Configured { candidate: Some(CANDIDATE), steps: None, fleet: Some(100) };
+    mount.rollout = Configured { candidate: Some(CANDIDATE), fleet: Some(100), ..Configured::default() };
     let folder = tempfile::tempdir().unwrap();
     let nameless = MachineId::read(&folder.path().join("machine-id"));
     let rollout = Rollout::open(Store::new(folder.path(), "projects"), Terms::of(&mount, None, &nameless));

@@ -36,12 +36,13 @@ fn daemon() -> crate::config::Daemon {
 }
 
 fn terms(steps: Vec<Step>) -> Terms {
-    terms_of(Configured { candidate: Some(CANDIDATE), steps: Some(steps), fleet: None })
+    terms_of(Configured { candidate: Some(CANDIDATE), steps: Some(steps), ..Configured::default() })
 }
 
 /// All machines or none: the share of one is 0 or 100 percent.
 fn fleet(inside: bool) -> Terms {
-    terms_of(Configured { candidate: Some(CANDIDATE), steps: None, fleet: Some(if inside { 100 } else { 0 }) })
+    let fleet = Some(if inside { 100 } else { 0 });
+    terms_of(Configured { candidate: Some(CANDIDATE), fleet, ..Configured::default() })
 }
 
 fn no_candidate() -> Terms {
