@@ -45,6 +45,7 @@
 //! | [`daemon`] | the control process: starts and watches servers, asks through mounts, life cycle |
 //! | [`api`] | control over HTTP, on a Unix socket and over TCP; events |
 //! | [`rollout`] | which backend serves: plan, steps, pins, what outlives a restart |
+//! | [`mirror`] | do two mounts of one source show the same: walk, look, compare |
 //! | [`metrics`] | every metric, in one table, read from the ledgers |
 //! | [`server`] | the serving process of one mount: orders, switch, failover |
 //! | [`backend`] | how FUSE is spoken: an adapter for each crate, `fuse2` (crate fuser), `fuse3` (crate fuse3) |
@@ -66,6 +67,7 @@ pub mod connection;
 pub mod daemon;
 pub mod ledger;
 pub mod metrics;
+pub mod mirror;
 pub mod rollout;
 pub mod server;
 pub mod vfs;

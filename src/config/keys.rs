@@ -236,6 +236,14 @@ pub(super) static MOUNT: &[Key<Mount>] = &[
         effect: Effect::Remount,
     },
     Key {
+        name: "shadow_mountpoint",
+        kind: Kind::Place(|mount| &mut mount.shadow_mountpoint),
+        about: "Where the candidate alone serves the same tree, read-only, in a process of its own; both are walked and compared. \"\" for nowhere.",
+        variable: Some("LIGHTHOUSE_SHADOW_MOUNT_POINT"),
+        flag: None,
+        effect: Effect::Live,
+    },
+    Key {
         name: "drill",
         kind: Kind::Flag(|mount| &mut mount.drill),
         about: "Let `lighthouse-fs drill` inject faults into its backends, for rehearsals.",
@@ -355,7 +363,6 @@ pub(super) static MOUNT: &[Key<Mount>] = &[
 pub(super) const LATER: &[&str] = &[
     "mount.mounter_socket",
     "mount.passthrough",
-    "mount.shadow_mountpoint",
     "mount.survive",
     "mount.io.max_read",
     "mount.rollout.shadow_sample",
