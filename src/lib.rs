@@ -46,6 +46,7 @@
 //! | [`api`] | control over HTTP, on a Unix socket and over TCP; events |
 //! | [`rollout`] | which backend serves: plan, steps, pins, what outlives a restart |
 //! | [`guard`] | whether a candidate may go on: window, statistics, rules |
+//! | [`mirror`] | do two mounts of one source show the same: walk, look, compare |
 //! | [`metrics`] | every metric, in one table, read from the ledgers |
 //! | [`server`] | the serving process of one mount: orders, switch, failover |
 //! | [`shadow`] | do both backends answer the same: sampling, wire encoding, comparison |
@@ -69,6 +70,7 @@ pub mod daemon;
 pub mod guard;
 pub mod ledger;
 pub mod metrics;
+pub mod mirror;
 pub mod rollout;
 pub mod server;
 pub mod shadow;

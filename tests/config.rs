@@ -256,6 +256,47 @@ fn a_rollout_that_cannot_be_is_refused(#[case] rollout: &str, #[case] expected: 
     assert_eq!(mistakes.lines().count(), 1, "{mistakes}");
 }
 
+#[cfg(all(feature = "fuse2", feature = "fuse3"))]
+#[rstest]
+#[case::nobody_serves_it(
+    "/mnt/s",
+    "",
+    "there is no candidate to serve it; add candidate to [mount.rollout], or remove"
+)]
+#[case::the_mount_point("/mnt/a", CANDIDATE, "/mnt/a is the mount point too; choose a place of its own")]
+#[case::in_the_mount("/mnt/x/../a/s", CANDIDATE, "/mnt/a/s and the mount point /mnt/a lie in each other; choose")]
+#[case::around_the_source("/srv", CANDIDATE, "/srv and the source /srv/a lie in each other; choose a place elsewhere")]
+#[case::a_descriptor("/dev/fd/7", CANDIDATE, "a shadow mount is made, not handed in; name a directory")]
+fn a_shadow_mount_that_cannot_be_is_refused(#[case] place: &str, #[case] more: &str, #[case] expected: &str) {
+    let mount = "[[mount]]\nname = 'a'\nsource = '/srv/a'\nmountpoint = '/mnt/a'\n";
+    let mistakes = mistakes(format!("{mount}shadow_mountpoint = '{place}'\n{more}"));
+    assert!(mistakes.starts_with(&format!("FILE:5: mount.shadow_mountpoint: {expected}")), "{mistakes}");
+    assert_eq!(mistakes.lines().count(), 1, "{mistakes}");
+}
+
+#[cfg(all(feature = "fuse2", feature = "fuse3"))]
+const CANDIDATE: &str = "rollout.candidate = 'fuse3'\n";
+
+#[cfg(all(feature = "fuse2", feature = "fuse3"))]
+#[test]
+fn a_shadow_mount_is_a_mount_point_to_the_others() {
+    let mount = |name: &str, place: &str, shadow: &str| {
+        format!(
+            "[[mount]]\nname = '{name}'\nsource = '/srv/{name}'\nmountpoint = '{place}'\nshadow_mountpoint = '{shadow}'\n{CANDIDATE}"
+        )
+    };
+    let said = mistakes(mount("a", "/mnt/a", "/mnt/s") + &mount("b", "/mnt/s", "") + &mount("c", "/mnt/c", "/mnt/s/c"));
+    let lines: Vec<_> = said.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            "FILE:10: mount.mountpoint: /mnt/s is the mount point of \"a\" too; choose a mount point elsewhere",
+            "FILE:17: mount.shadow_mountpoint: /mnt/s/c and the mount point /mnt/s of \"a\" lie in each other; choose a mount point elsewhere",
+            "FILE:17: mount.shadow_mountpoint: /mnt/s/c and the mount point /mnt/s of \"b\" lie in each other; choose a mount point elsewhere",
+        ]
+    );
+}
+
 /// Each step on a line of its own, the first one on line 6.
 #[cfg(all(feature = "fuse2", feature = "fuse3"))]
 #[rstest]

@@ -16,11 +16,12 @@ use lighthouse_fs::api::model::{Health, MountStatus};
 use lighthouse_fs::api::{self, Client, ClientError, Peer, router};
 use lighthouse_fs::config::{Backend, BackendChoice, Deadlines, Mount};
 use lighthouse_fs::daemon::facts::{End, Facts, Phase};
+use lighthouse_fs::daemon::mirror::Mirror;
 use lighthouse_fs::daemon::mount::{Beginning, Request, Task};
 use lighthouse_fs::daemon::pilot::{Controls, Pilot};
 use lighthouse_fs::daemon::prober::Prober;
 use lighthouse_fs::daemon::process::{Process, Server};
-use lighthouse_fs::daemon::{Handle, Mounts, Plan, Recorder};
+use lighthouse_fs::daemon::{Adopts, Handle, Mounts, Plan, Recorder};
 use lighthouse_fs::ledger::{Ledger, PortState};
 use lighthouse_fs::rollout::{MachineId, Store};
 use lighthouse_fs::server::orders::{Hello, Line, Order, Report, Switched, Unavailable, VERSION};
@@ -149,6 +150,7 @@ impl Daemon {
                 own: Arc::default(),
                 server_arguments: Arc::default(),
                 alone: false,
+                adopts: Adopts::SamePlaces,
                 events: Events::default(),
             };
             let task = Task::new(None, server, &plan, &facts, &mut received).unwrap();
@@ -156,7 +158,8 @@ impl Daemon {
         });
         let socket = folder.path().join("control.sock");
         let listener = UnixListener::bind(&socket).unwrap();
-        let handle = Handle { facts: watcher.clone(), prober, requests: requests.clone(), pilot };
+        let handle =
+            Handle { facts: watcher.clone(), prober, requests: requests.clone(), pilot, mirror: Mirror::off() };
         let mounts = Mounts::new(false);
         mounts.set(vec![handle]);
         tokio::spawn(api::serve(listener, mounts, std::future::pending()));

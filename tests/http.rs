@@ -16,7 +16,7 @@ use lighthouse_fs::api::divergence::MountDivergence;
 use lighthouse_fs::api::events::{Event, Events, ReloadOutcome};
 use lighthouse_fs::api::model::{
     BackendStatus, Daemon, DrillAnswer, DrillStopAnswer, Health, MountStatus, ProbeStatus, RolloutAnswer, SCHEMA,
-    Status, SwitchAnswer,
+    ShadowStatus, Status, SwitchAnswer,
 };
 use lighthouse_fs::api::{
     Admission, Answering, Bounds, Control, ControlError, Door, Secret, Token, document, serve, serve_tcp,
@@ -36,13 +36,13 @@ const SWITCH: &str = "/api/v1/mounts/a/switch";
 #[derive(Clone)]
 struct Fake {
     events: Events,
-    candidate: Option<&'static str>,
+    shadow: Option<Health>,
     metrics: Arc<str>,
 }
 
 impl Default for Fake {
     fn default() -> Self {
-        Self { events: Events::default(), candidate: None, metrics: "lighthouse_fuse_mount_up{mount=\"a\"} 1\n".into() }
+        Self { events: Events::default(), shadow: None, metrics: "lighthouse_fuse_mount_up{mount=\"a\"} 1\n".into() }
     }
 }
 
@@ -77,7 +77,7 @@ impl Control for Fake {
             health: Health::Healthy,
             reasons: vec![],
             stable: Backend::Fuse2,
-            candidate: self.candidate.map(|_| Backend::Fuse3),
+            candidate: self.shadow.map(|_| Backend::Fuse3),
             active: [(Backend::Fuse2, 100)].into(),
             pinned: None,
             rollout: None,
@@ -87,10 +87,19 @@ impl Control for Fake {
             last_switch: None,
             drill: None,
             probe: ProbeStatus { state: "answered".into(), took_ms: None, reason: None },
-            backends: vec![
-                backend(Backend::Fuse2, "attached"),
-                backend(Backend::Fuse3, self.candidate.unwrap_or("absent")),
-            ],
+            shadow: self.shadow.map(|health| ShadowStatus {
+                mountpoint: "/mnt/secret-shadow".into(),
+                backend: Backend::Fuse3,
+                health,
+                reasons: (health != Health::Healthy).then(|| "/mnt/secret-shadow hangs".into()).into_iter().collect(),
+                server_pid: None,
+                passes: 0,
+                compared: 0,
+                diverged: 0,
+                paused: None,
+                examples: vec![],
+            }),
+            backends: vec![backend(Backend::Fuse2, "attached"), backend(Backend::Fuse3, "absent")],
         };
         Status { schema: SCHEMA, daemon, mounts: vec![mount] }
     }
@@ -249,7 +258,8 @@ fn changing_needs_the_token() {
 #[test]
 fn strangers_learn_whether_it_lives_and_no_more() {
     for door in [Door::Api, Door::Shadow] {
-        let server = Server::start(door, WIDE, Bounds::default(), Fake::default());
+        let fake = Fake { shadow: Some(Health::Unhealthy), ..Fake::default() };
+        let server = Server::start(door, WIDE, Bounds::default(), fake);
         let read = if door == Door::Api { "/api/v1/status" } else { "/api/v1/divergence" };
         // Nobody gets in before there is a token.
         server.get(read).problem(403);
@@ -261,10 +271,12 @@ fn strangers_learn_whether_it_lives_and_no_more() {
         );
         assert_ne!(answer.status, 401, "{answer:?}");
         let ready = server.get("/health/ready");
-        assert_eq!(ready.json()["reasons"], serde_json::json!([]), "reasons name paths");
+        let reasons =
+            |answer: &Answer| serde_json::from_str::<serde_json::Value>(&answer.body).unwrap()["reasons"].clone();
+        assert_eq!(reasons(&ready), serde_json::json!([]), "reasons name paths");
         let trusted =
             format!("GET /health/ready HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{}\r\n", bearer(TOKEN));
-        assert_ne!(ask(server.connect(), &trusted).json()["reasons"], serde_json::json!([]));
+        assert_ne!(reasons(&ask(server.connect(), &trusted)), serde_json::json!([]));
     }
 }
 
@@ -282,22 +294,24 @@ fn metrics_are_for_everybody() {
 }
 
 #[rstest]
-#[case(None, 503, "no mount has a candidate")]
-#[case(Some("parked"), 200, "")]
-#[case(Some("attached"), 200, "")]
-#[case(Some("ended"), 503, "a: fuse3 is ended")]
-fn the_shadow_listener_tells_of_the_candidate(
-    #[case] candidate: Option<&'static str>,
-    #[case] status: u16,
-    #[case] why: &str,
-) {
-    let fake = Fake { candidate, ..Fake::default() };
-    let server = Server::start(Door::Shadow, LOCAL, Bounds::default(), fake);
+#[case(None, 404, "there is no shadow mount: set shadow_mountpoint for a mount that has a candidate")]
+#[case(Some(Health::Healthy), 200, "")]
+#[case(Some(Health::Degraded), 200, "")]
+#[case(Some(Health::Unhealthy), 503, "a: /mnt/secret-shadow hangs")]
+fn the_shadow_listener_tells_of_the_candidate(#[case] shadow: Option<Health>, #[case] status: u16, #[case] why: &str) {
+    let fake = Fake { shadow, ..Fake::default() };
+    let server = Server::start(Door::Shadow, LOCAL, Bounds::default(), fake.clone());
     let ready = server.get("/health/ready");
-    assert_eq!((ready.status, ready.json()["reasons"][0].as_str().unwrap_or_default()), (status, why));
+    if status == 200 {
+        assert_eq!((ready.status, ready.json()["mounts"]["a"].as_str()), (200, shadow.map(Health::name)));
+    } else {
+        assert_eq!(ready.problem(status), why);
+    }
     let divergence = server.get("/api/v1/divergence").json();
     assert_eq!((&divergence["schema"], &divergence["mounts"][0]["compared"]), (&1.into(), &0.into()));
     server.get("/api/v1/status").problem(404);
+    let other = Server::start(Door::Shadow, WIDE, Bounds::default(), fake);
+    assert!(!other.get("/health/ready").body.contains("secret"), "nothing for strangers");
 }
 
 // Browsers.

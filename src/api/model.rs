@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 use crate::backend::drill::{Fault, Ongoing};
 use crate::config::Backend;
 use crate::ledger::Operation;
+use crate::mirror::Example;
 
 /// Version of every answer.
 pub const SCHEMA: u32 = 1;
@@ -145,6 +146,9 @@ pub struct MountStatus {
     pub drill: Option<DrillStatus>,
     /// What the prober sees, which asks through the mount.
     pub probe: ProbeStatus,
+    /// Its shadow mount, if it is to have one.
+    #[serde(default)]
+    pub shadow: Option<ShadowStatus>,
     /// Each backend.
     pub backends: Vec<BackendStatus>,
 }
@@ -328,6 +332,32 @@ pub struct ProbeStatus {
     pub reason: Option<String>,
 }
 
+/// The mount that the candidate alone serves, to be compared.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ShadowStatus {
+    /// Where it is.
+    #[schema(value_type = String)]
+    pub mountpoint: PathBuf,
+    /// The candidate.
+    pub backend: Backend,
+    /// How it is doing.
+    pub health: Health,
+    /// Why it is not healthy.
+    pub reasons: Vec<String>,
+    /// The serving process, if there is one.
+    pub server_pid: Option<u32>,
+    /// Walks through both mounts that came to their end.
+    pub passes: u64,
+    /// Answers that were compared.
+    pub compared: u64,
+    /// Those of them that differed each time.
+    pub diverged: u64,
+    /// Why nothing is compared at the moment, if so.
+    pub paused: Option<String>,
+    /// The first differences.
+    pub examples: Vec<Example>,
+}
+
 /// One backend of a mount.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct BackendStatus {
@@ -414,27 +444,26 @@ impl HealthAnswer {
         answer
     }
 
-    /// Whether the candidate of each mount that has one could serve.
+    /// Whether the candidates answer in their shadow mounts; `None` if there is no such mount.
     #[must_use]
-    pub fn of_candidates(status: &Status) -> Self {
-        let candidates = status.mounts.iter().filter_map(|mount| {
-            let candidate = mount.candidate?;
-            let backend = mount.backends.iter().find(|backend| backend.name == candidate)?;
-            let is_ready = ["attached", "parked", "draining"].contains(&backend.state.as_str());
-            let why = backend.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
-            Some(if is_ready {
-                (mount.name.clone(), Health::Healthy, Vec::new())
-            } else {
-                (mount.name.clone(), Health::Unhealthy, vec![format!("{candidate} is {}{why}", backend.state)])
-            })
+    pub fn of_candidates(status: &Status) -> Option<Self> {
+        let shadows = status.mounts.iter().filter_map(|mount| {
+            let shadow = mount.shadow.as_ref()?;
+            Some((mount.name.clone(), shadow.health, shadow.reasons.clone()))
         });
-        let mut answer = Self::of(candidates);
-        if answer.mounts.is_empty() {
-            answer.health = Health::Unhealthy;
-            answer.reasons.push("no mount has a candidate".into());
-        }
-        answer
+        Some(Self::of(shadows)).filter(|answer| !answer.mounts.is_empty())
     }
+}
+
+/// Answer to `GET /health/ready` about candidates of which one does not answer: a problem that says more.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NotReady {
+    /// What there is to say.
+    #[serde(flatten)]
+    pub problem: Problem,
+    /// Of all.
+    #[serde(flatten)]
+    pub answer: HealthAnswer,
 }
 
 /// An error, as `application/problem+json` (RFC 9457).

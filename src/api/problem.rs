@@ -7,7 +7,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::model::Problem;
+use super::model::{HealthAnswer, NotReady, Problem};
 
 const CONTENT_TYPE: &str = "application/problem+json";
 /// Longest text of a library's own error, in bytes.
@@ -17,6 +17,14 @@ const LONGEST: usize = 4 << 10;
 pub(super) fn problem(status: StatusCode, detail: impl Into<String>) -> Response {
     let title = status.canonical_reason().unwrap_or("Error").to_owned();
     let body = Json(Problem { title, status: status.as_u16(), detail: detail.into() });
+    (status, [(header::CONTENT_TYPE, CONTENT_TYPE)], body).into_response()
+}
+
+/// One that says how each mount is doing, too.
+pub(super) fn not_ready(status: StatusCode, answer: HealthAnswer) -> Response {
+    let title = status.canonical_reason().unwrap_or("Error").to_owned();
+    let detail = if answer.reasons.is_empty() { "not ready".into() } else { answer.reasons.join("; ") };
+    let body = Json(NotReady { problem: Problem { title, status: status.as_u16(), detail }, answer });
     (status, [(header::CONTENT_TYPE, CONTENT_TYPE)], body).into_response()
 }
 

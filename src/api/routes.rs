@@ -129,9 +129,18 @@ async fn ready(State(control): State<Shared>, Extension(reader): Extension<Reade
     health_answer(HealthAnswer::from(&control.status()), reader)
 }
 
-/// Whether the candidates could serve.
-async fn candidate_ready(State(control): State<Shared>, Extension(reader): Extension<Reader>) -> impl IntoResponse {
-    health_answer(HealthAnswer::of_candidates(&control.status()), reader)
+/// Whether the candidates answer in their shadow mounts.
+async fn candidate_ready(State(control): State<Shared>, Extension(reader): Extension<Reader>) -> Response {
+    match HealthAnswer::of_candidates(&control.status()) {
+        None => problem(
+            StatusCode::NOT_FOUND,
+            "there is no shadow mount: set shadow_mountpoint for a mount that has a candidate",
+        ),
+        Some(answer) => match health_answer(answer, reader) {
+            (StatusCode::OK, answer) => answer.into_response(),
+            (status, Json(answer)) => problem::not_ready(status, answer),
+        },
+    }
 }
 
 fn health_answer(mut answer: HealthAnswer, reader: Reader) -> (StatusCode, Json<HealthAnswer>) {

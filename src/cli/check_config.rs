@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::{exit, fail, fail_loading, printable, say};
 use crate::api::socket;
-use crate::config::{self, Loaded, Origin, Settings, Shown, Sources};
+use crate::config::{self, Loaded, Origin, SHADOW, Settings, Shown, Sources};
 use crate::daemon::{self, Own, Refusal};
 
 /// For a look at the links in all paths: one may lead through a file system that hangs.
@@ -47,7 +47,11 @@ pub fn run(args: &Args) -> ExitCode {
         Ok(wrong) => {
             let mut stderr = io::stderr().lock();
             for (mount, why) in wrong {
-                let line = format!("{}: mount.mountpoint: {why}", place_of(&loaded, &mount));
+                let (mount, key) = match mount.strip_suffix(SHADOW) {
+                    Some(mount) => (mount, "mount.shadow_mountpoint"),
+                    None => (mount.as_str(), "mount.mountpoint"),
+                };
+                let line = format!("{}: {key}: {why}", place_of(&loaded, mount, key));
                 // With standard error gone there is nobody left to tell; the code still says it.
                 let _ = writeln!(stderr, "{}", printable(line));
             }
@@ -76,7 +80,7 @@ fn misplaced(settings: &Settings, file: &Path) -> Result<Vec<(String, String)>, 
 }
 
 /// Where the mount point of a mount was said.
-fn place_of(loaded: &Loaded, mount: &str) -> Origin {
-    let is_meant = |shown: &&Shown| shown.mount.as_deref() == Some(mount) && shown.key == "mount.mountpoint";
+fn place_of(loaded: &Loaded, mount: &str, key: &str) -> Origin {
+    let is_meant = |shown: &&Shown| shown.mount.as_deref() == Some(mount) && shown.key == key;
     loaded.values.iter().find(is_meant).map_or(Origin::Default, |shown| shown.origin.clone())
 }

@@ -2,6 +2,7 @@
 
 mod backends;
 mod check_config;
+mod compare;
 mod complete;
 mod config;
 mod daemons;
@@ -110,6 +111,8 @@ enum Command {
     #[command(hide = true)]
     Probe(probe::Args),
     #[command(hide = true)]
+    Compare(compare::Args),
+    #[command(hide = true)]
     Statfs(statfs::Args),
     #[command(hide = true)]
     Load(load::LoadArgs),
@@ -157,6 +160,7 @@ pub fn main() -> ExitCode {
         Command::Completions(args) => packaging::complete(&args),
         Command::Man(args) => packaging::write_pages(&args),
         Command::Probe(args) => probe::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Statfs(args) => statfs::run(&args),
         Command::Load(args) => load::run(args),
     }

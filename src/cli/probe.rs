@@ -64,7 +64,8 @@ fn ask(place: &Path, device: (u32, u32)) -> Result<(), String> {
     Ok(())
 }
 
-fn device(text: &str) -> Result<(u32, u32), &'static str> {
+/// Reads a device number as in mountinfo.
+pub(super) fn device(text: &str) -> Result<(u32, u32), &'static str> {
     let numbers = text.split_once(':').and_then(|(major, minor)| major.parse().ok().zip(minor.parse().ok()));
     numbers.ok_or("use two numbers, as in 0:31")
 }

@@ -7,8 +7,9 @@ use std::time::{Duration, SystemTime};
 use comfy_table::Table;
 
 use super::{Global, ask, daemons, exit, fail, fail_asking, printable, say, say_json};
-use crate::api::model::{LastSwitch, MountStatus, Status};
+use crate::api::model::{LastSwitch, MountStatus, ShadowStatus, Status};
 use crate::config::Backend;
+use crate::mirror::Example;
 
 /// Between two looks.
 const TURN: Duration = Duration::from_secs(2);
@@ -132,6 +133,7 @@ fn show(args: &Args, statuses: &[Status]) -> ExitCode {
             if !mount.guard.is_empty() {
                 text += &format!("\n\n{}", guard(mount).trim_fmt());
             }
+            text += &mount.shadow.as_ref().map_or_else(String::new, shadow);
         }
     }
     say(text)
@@ -199,6 +201,27 @@ fn guard(mount: &MountStatus) -> Table {
         table.add_row([printable(&rule.rule), printable(&rule.verdict), samples, printable(&rule.reason)]);
     }
     table
+}
+
+/// What the candidate does in its shadow mount.
+fn shadow(shadow: &ShadowStatus) -> String {
+    let ShadowStatus { mountpoint, backend, health, passes, compared, diverged, .. } = shadow;
+    let mut text = format!(
+        "\n\nshadow mount {} by {backend}: {}, passes {passes}, compared {compared}, diverged {diverged}",
+        printable(mountpoint.display()),
+        health.name()
+    );
+    if let Some(why) = &shadow.paused {
+        text += &format!("\nnot comparing: {}", printable(why));
+    }
+    if !shadow.examples.is_empty() {
+        let mut table = plain(["OPERATION", "PATH", "FIELD", "MOUNT", "SHADOW"]);
+        for Example { operation, path, field, mount, shadow } in &shadow.examples {
+            table.add_row([operation.name(), path, field, mount, shadow].map(printable));
+        }
+        text += &format!("\n\n{}", table.trim_fmt());
+    }
+    text
 }
 
 fn last_switch(last: &LastSwitch) -> String {

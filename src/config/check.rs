@@ -27,6 +27,7 @@ pub(super) fn check(draft: &mut Draft, file: Option<&Path>) {
     for mount in &draft.mounts {
         complete(mount, &mut problems);
         alone(mount, &mut problems);
+        shadow_of(mount, &mut problems);
         let socket = (&draft.daemon.value.socket, draft.daemon.origin_of("socket"));
         outside(mount, "daemon.socket", "the control socket", socket, &mut problems);
         let state = (&draft.daemon.value.state_dir, draft.daemon.origin_of("state_dir"));
@@ -132,6 +133,33 @@ fn alone(mount: &Section<Mount>, problems: &mut Vec<Problem>) {
     }
 }
 
+/// Whether the shadow mount has somebody to serve it, and a place beside source and mount point.
+fn shadow_of(mount: &Section<Mount>, problems: &mut Vec<Problem>) {
+    let Some(place) = &mount.value.shadow_mountpoint else { return };
+    let mut complain = |message: String, remedy: &str| {
+        complain(mount, "shadow_mountpoint", Wrong::new(message, remedy), problems);
+    };
+    if mount.value.rollout.candidate.is_none() && *mount.origin_of("rollout.candidate") == Origin::Default {
+        complain(
+            "there is no candidate to serve it".into(),
+            "add candidate to [mount.rollout], or remove shadow_mountpoint",
+        );
+    }
+    if place.starts_with("/dev/fd") {
+        complain("a shadow mount is made, not handed in".into(), "name a directory");
+    }
+    let place = normalised(place);
+    for (what, path) in [("source", &mount.value.source), ("mount point", &mount.value.place().to_path_buf())] {
+        let path = normalised(path);
+        if place == path {
+            complain(format!("{} is the {what} too", place.display()), "choose a place of its own");
+        } else if meet(&place, &path) {
+            let message = format!("{} and the {what} {} lie in each other", place.display(), path.display());
+            complain(message, "choose a place elsewhere");
+        }
+    }
+}
+
 /// Whether the candidate is another backend than the stable one, and its way is clear.
 fn rollout(mount: &Section<Mount>, problems: &mut Vec<Problem>) {
     let Rollout { candidate, steps, fleet, .. } = &mount.value.rollout;
@@ -195,12 +223,14 @@ fn outside(
     (path, origin): (&PathBuf, &Origin),
     problems: &mut Vec<Problem>,
 ) {
-    let place = normalised(mount.value.place());
-    if !place.as_os_str().is_empty() && normalised(path).starts_with(&place) {
+    for (name, place) in places(mount) {
+        if !normalised(path).starts_with(&place) {
+            continue;
+        }
         let message = format!("{what} {} lies in the mount point {}", path.display(), place.display());
         let wrong = Wrong::new(message, "move it: the daemon must not depend on what it serves");
         // The default was nobody's choice; the mount point was.
-        let origin = if *origin == Origin::Default { mount.origin_of("mountpoint") } else { origin };
+        let origin = if *origin == Origin::Default { mount.origin_of(name) } else { origin };
         let key = (!key.is_empty()).then(|| key.to_owned());
         problems.push(Problem { origin: origin.clone(), key, wrong });
     }
@@ -212,26 +242,34 @@ fn pair(first: &Section<Mount>, second: &Section<Mount>, problems: &mut Vec<Prob
         let message = format!("\"{}\" is the name of another mount too{}", first.value.name, begins(first));
         complain(second, "name", Wrong::new(message, "give each mount a name of its own"), problems);
     }
-    let [one, other] = [first, second].map(|mount| normalised(mount.value.place()));
-    if meet(&one, &other) {
-        let message = if one == other {
-            format!("{} is the mount point of \"{}\" too", other.display(), first.value.name)
-        } else {
-            format!(
-                "{} and the mount point {} of \"{}\" lie in each other",
-                other.display(),
-                one.display(),
-                first.value.name
-            )
-        };
-        complain(second, "mountpoint", Wrong::new(message, "choose a mount point elsewhere"), problems);
+    for (key, other) in places(second) {
+        for (_, one) in places(first).into_iter().filter(|(_, one)| meet(one, &other)) {
+            let message = if one == other {
+                format!("{} is the mount point of \"{}\" too", other.display(), first.value.name)
+            } else {
+                format!(
+                    "{} and the mount point {} of \"{}\" lie in each other",
+                    other.display(),
+                    one.display(),
+                    first.value.name
+                )
+            };
+            complain(second, key, Wrong::new(message, "choose a mount point elsewhere"), problems);
+        }
     }
+}
+
+/// Where it is mounted, and its shadow, each with its key; what is not named is left out.
+fn places(mount: &Section<Mount>) -> Vec<(&'static str, PathBuf)> {
+    let shadow = mount.value.shadow_mountpoint.as_deref().map(|place| ("shadow_mountpoint", place));
+    let all = [("mountpoint", mount.value.place())].into_iter().chain(shadow);
+    all.map(|(key, place)| (key, normalised(place))).filter(|(_, place)| !place.as_os_str().is_empty()).collect()
 }
 
 /// A source in another mount would be one thing or another by the order of starting, and hang when that mount does.
 fn independent(mount: &Section<Mount>, other: &Section<Mount>, problems: &mut Vec<Problem>) {
-    let (source, place) = (normalised(&mount.value.source), normalised(other.value.place()));
-    if !source.as_os_str().is_empty() && !place.as_os_str().is_empty() && source.starts_with(&place) {
+    let source = normalised(&mount.value.source);
+    for (_, place) in places(other).into_iter().filter(|(_, place)| source.starts_with(place)) {
         let message =
             format!("{} lies in the mount point {} of \"{}\"", source.display(), place.display(), other.value.name);
         let remedy =

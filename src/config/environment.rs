@@ -15,9 +15,11 @@ pub(super) const DEBUG: &str = "LIGHTHOUSE_FUSE_DEBUG";
 /// The address of every listener that is on; the ports stay.
 pub(super) const ADDRESS: &str = "LIGHTHOUSE_LISTEN_ADDRESS";
 /// Variables that later versions heed.
-const LATER: &[&str] = &["LIGHTHOUSE_FUSE_BENCHMARK", "LIGHTHOUSE_SHADOW_MOUNT_POINT"];
+const LATER: &[&str] = &["LIGHTHOUSE_FUSE_BENCHMARK"];
+/// These make up a mount where there is no other.
+const A_MOUNT: [&str; 2] = ["source", "mountpoint"];
 /// Of these each mount has its own.
-const OF_ONE_MOUNT: [&str; 2] = ["source", "mountpoint"];
+const OF_ONE_MOUNT: [&str; 3] = ["source", "mountpoint", "shadow_mountpoint"];
 
 /// What a variable says. An empty one says nothing: that is how a composed file leaves one out.
 fn said<'a>(environment: &'a [(OsString, OsString)], name: &str) -> Option<&'a OsStr> {
@@ -27,8 +29,8 @@ fn said<'a>(environment: &'a [(OsString, OsString)], name: &str) -> Option<&'a O
 
 /// Whether it names a source or a mount point, and so a mount of its own where there is no other.
 pub(super) fn has_mount(environment: &[(OsString, OsString)]) -> bool {
-    let of_one_mount = MOUNT.iter().filter(|key| OF_ONE_MOUNT.contains(&key.name));
-    of_one_mount.filter_map(|key| key.variable).any(|variable| said(environment, variable).is_some())
+    let a_mount = MOUNT.iter().filter(|key| A_MOUNT.contains(&key.name));
+    a_mount.filter_map(|key| key.variable).any(|variable| said(environment, variable).is_some())
 }
 
 /// Lays what the environment says over a draft.

@@ -238,6 +238,14 @@ pub(super) static MOUNT: &[Key<Mount>] = &[
         effect: Effect::Remount,
     },
     Key {
+        name: "shadow_mountpoint",
+        kind: Kind::Place(|mount| &mut mount.shadow_mountpoint),
+        about: "Where the candidate alone serves the same tree, read-only, in a process of its own; both are walked and compared. \"\" for nowhere.",
+        variable: Some("LIGHTHOUSE_SHADOW_MOUNT_POINT"),
+        flag: None,
+        effect: Effect::Live,
+    },
+    Key {
         name: "drill",
         kind: Kind::Flag(|mount| &mut mount.drill),
         about: "Let `lighthouse-fs drill` inject faults into its backends, for rehearsals.",
@@ -450,8 +458,7 @@ pub(super) static MOUNT: &[Key<Mount>] = &[
 ];
 
 /// Keys and tables that later versions have: known, so that nobody is told to look for a slip of the pen.
-pub(super) const LATER: &[&str] =
-    &["mount.mounter_socket", "mount.passthrough", "mount.shadow_mountpoint", "mount.survive", "mount.io.max_read"];
+pub(super) const LATER: &[&str] = &["mount.mounter_socket", "mount.passthrough", "mount.survive", "mount.io.max_read"];
 
 /// A key found by its full name.
 pub(super) enum Found {

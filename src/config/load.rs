@@ -292,6 +292,8 @@ mod tests {
             loaded(TWO, &[("LIGHTHOUSE_PROJECT_PATH", "/srv")], &[]),
             Err("LIGHTHOUSE_PROJECT_PATH: mount.source: the file has 2 mounts, and this would be said of each; unset it, or keep one mount".into())
         );
+        let shadow = loaded(TWO, &[("LIGHTHOUSE_SHADOW_MOUNT_POINT", "/mnt/s")], &[]).unwrap_err();
+        assert!(shadow.contains("mount.shadow_mountpoint: the file has 2 mounts"), "{shadow}");
         let one = loaded(ONE, &[("LIGHTHOUSE_PROJECT_PATH", "/srv")], &[]).unwrap();
         assert_eq!(one.settings.mounts[0].source, Path::new("/srv"));
     }
@@ -469,9 +471,15 @@ mod tests {
         // Those exclude others, or are not of this build; they are talked about.
         let both = Backend::ALL.into_iter().all(Backend::is_built_in);
         let unsaid: Vec<_> = unsaid.iter().map(|shown| shown.key.as_str()).collect();
-        let talked_about = ["candidate", "steps", "shadow_sample", "shadow_always", "fleet.weight"]
-            .map(|key| format!("mount.rollout.{key}"));
-        assert_eq!(unsaid, &talked_about[if both { 4 } else { 0 }..]);
+        let talked_about = [
+            "mount.shadow_mountpoint",
+            "mount.rollout.candidate",
+            "mount.rollout.steps",
+            "mount.rollout.shadow_sample",
+            "mount.rollout.shadow_always",
+            "mount.rollout.fleet.weight",
+        ];
+        assert_eq!(unsaid, &talked_about[if both { 5 } else { 0 }..]);
         let mut settings = active.settings;
         // The example's own; there is no default.
         assert_eq!(settings.daemon.socket_group.take().as_deref(), Some("lighthouse"));
@@ -479,6 +487,8 @@ mod tests {
         assert!(std::mem::take(&mut settings.mounts[0].guard.prometheus).question().is_some());
         let rollout = std::mem::take(&mut settings.mounts[0].rollout);
         assert_eq!(rollout.steps, both.then(Rollout::default_steps));
+        let shadow = settings.mounts[0].shadow_mountpoint.take();
+        assert_eq!(shadow.is_some(), both);
         assert_eq!(settings.api.token_file.take().as_deref(), Some(Path::new("/run/secrets/lighthouse")));
         settings.daemon.socket.clone_from(&plain.daemon.socket);
         settings.daemon.state_dir.clone_from(&plain.daemon.state_dir);

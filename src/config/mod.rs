@@ -376,6 +376,9 @@ pub fn check_mount_name(name: &str) -> Result<(), &'static str> {
     Err("use up to 64 letters, digits, `-`, `_` and `.`, beginning with none of `-` and `.`")
 }
 
+/// What the names of shadow mounts end with, and no other's.
+pub const SHADOW: &str = "@shadow";
+
 /// One configured pair of source directory and mount point.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Mount {
@@ -417,6 +420,9 @@ pub struct Mount {
     /// By which figures the one that is tried is judged. As above.
     #[serde(default)]
     pub guard: Guard,
+    /// Where the candidate alone serves the same, read-only; absolute.
+    #[serde(default)]
+    pub shadow_mountpoint: Option<PathBuf>,
 }
 
 impl Daemon {
@@ -485,6 +491,7 @@ impl Mount {
             deadlines: Deadlines::default(),
             rollout: Rollout::default(),
             guard: Guard::default(),
+            shadow_mountpoint: None,
         }
     }
 
@@ -509,6 +516,25 @@ impl Mount {
         let first = self.stable();
         let other = (self.fallback || self.backend == BackendChoice::Auto).then_some(first.other());
         std::iter::once(first).chain(other).filter(|backend| backend.is_built_in()).collect()
+    }
+
+    /// The mount that shows what its candidate does, if there is to be one: of the same source, read-only, served by the
+    /// candidate and by nobody in its stead.
+    #[must_use]
+    pub fn shadow(&self) -> Option<Self> {
+        let (place, candidate) = self.shadow_mountpoint.clone().zip(self.rollout.candidate)?;
+        Some(Self {
+            // No mount can be called so.
+            name: format!("{}{SHADOW}", self.name),
+            mountpoint: place,
+            mounted_at: None,
+            backend: BackendChoice::Only(candidate),
+            read_only: true,
+            fallback: false,
+            rollout: Rollout::default(),
+            shadow_mountpoint: None,
+            ..self.clone()
+        })
     }
 
     /// Where the mount is in the tree, as far as that is known.
@@ -550,6 +576,20 @@ mod tests {
         for candidate in Backend::ALL {
             mount.rollout.candidate = Some(candidate);
             assert_eq!(mount.stable(), candidate.other());
+        }
+    }
+
+    #[test]
+    fn a_shadow_is_the_candidates_alone() {
+        let mut mount = Mount::new("a", "/srv/a", "/mnt/a");
+        mount.shadow_mountpoint = Some("/mnt/shadow".into());
+        assert_eq!(mount.shadow(), None, "whose shadow?");
+        for candidate in Backend::ALL.into_iter().filter(|backend| backend.is_built_in()) {
+            mount.rollout.candidate = Some(candidate);
+            let shadow = mount.shadow().unwrap();
+            assert_eq!((shadow.stable(), shadow.backends_to_try()), (candidate, vec![candidate]));
+            assert!(shadow.read_only && shadow.shadow().is_none() && check_mount_name(&shadow.name).is_err());
+            assert_eq!((shadow.source, shadow.mountpoint), (mount.source.clone(), "/mnt/shadow".into()));
         }
     }
 

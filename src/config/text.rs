@@ -30,6 +30,7 @@ pub fn example() -> String {
         fleet: Some(10),
         ..Rollout::default()
     };
+    mount.shadow_mountpoint = Some("/mnt/projects-shadow".into());
     let mut text = String::from(
         "# Configuration of Lighthouse FS. Keys that begin with `#` show their default, or an example\n\
          # where there is none. `lighthouse-fs check-config FILE` checks a file like this one, and\n\
@@ -55,8 +56,10 @@ fn example_of<T: Clone>(text: &mut String, table: &str, keys: &[Key<T>], default
         }
         let (default, sample) = (key.kind.show(default), key.kind.show(sample));
         wrapped(text, key.about);
-        let is_plain =
-            matches!(key.kind, Kind::Path(_) | Kind::OptionalPath(_) | Kind::Group(_) | Kind::Flag(_) | Kind::Steps(_));
+        let is_plain = matches!(
+            key.kind,
+            Kind::Path(_) | Kind::OptionalPath(_) | Kind::Place(_) | Kind::Group(_) | Kind::Flag(_) | Kind::Steps(_)
+        );
         if !is_plain {
             wrapped(text, &format!("May be: {}.", key.kind.expected()));
         }
@@ -68,6 +71,7 @@ fn example_of<T: Clone>(text: &mut String, table: &str, keys: &[Key<T>], default
         // What each mount says for itself is said; the rest may be left out.
         let mark = match key.name {
             name if cannot_stand_beside_the_rest(name) => "# ",
+            "shadow_mountpoint" => "#",
             _ if default == sample || default.is_null() => "#",
             _ => "",
         };
@@ -88,7 +92,8 @@ fn example_of<T: Clone>(text: &mut String, table: &str, keys: &[Key<T>], default
 /// What would be wrong in an example that has every key, and so is only talked about.
 fn cannot_stand_beside_the_rest(name: &str) -> bool {
     let has_both = Backend::ALL.into_iter().all(Backend::is_built_in);
-    name == "rollout.fleet.weight" || (name.starts_with("rollout.") && !has_both)
+    let needs_both = name.starts_with("rollout.") || name == "shadow_mountpoint";
+    name == "rollout.fleet.weight" || (needs_both && !has_both)
 }
 
 fn service() -> Daemon {

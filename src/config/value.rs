@@ -25,6 +25,8 @@ pub(super) enum Kind<T> {
     Path(At<T, PathBuf>),
     /// A path, or none.
     OptionalPath(At<T, Option<PathBuf>>),
+    /// A path; empty for none.
+    Place(At<T, Option<PathBuf>>),
     /// Address and port to listen on; empty for none. A port by itself leaves the address as it is.
     Address(At<T, Option<SocketAddr>>),
     /// Names of hosts.
@@ -97,6 +99,7 @@ impl<T> Kind<T> {
     pub fn expected(&self) -> String {
         match self {
             Self::Path(_) | Self::OptionalPath(_) => "a path".into(),
+            Self::Place(_) => "a path, or \"\"".into(),
             Self::Address(_) => {
                 "an address with a port, such as \"127.0.0.1:8765\" or \"[::1]:8765\"; a port; or \"\"".into()
             }
@@ -130,6 +133,7 @@ impl<T> Kind<T> {
         match self {
             Self::Path(at) => *at(target) = path(text, folder)?,
             Self::OptionalPath(at) => *at(target) = Some(path(text, folder)?),
+            Self::Place(at) => *at(target) = if text.is_empty() { None } else { Some(path(text, folder)?) },
             Self::Address(at) => *at(target) = self.address(text, *at(target))?,
             Self::Hosts(at) => *at(target) = self.hosts(text)?,
             Self::Name(at) => {
@@ -283,6 +287,7 @@ impl<T: Clone> Kind<T> {
         match self {
             Self::Path(at) => at(target).to_string_lossy().into(),
             Self::OptionalPath(at) => at(target).as_ref().map(|path| path.to_string_lossy().into_owned()).into(),
+            Self::Place(at) => at(target).as_ref().map_or_else(Default::default, |path| path.to_string_lossy()).into(),
             Self::Address(at) => at(target).map_or_else(String::new, |address| address.to_string()).into(),
             Self::Hosts(at) => at(target).clone().into(),
             Self::Name(at) | Self::Filter(at) => at(target).clone().into(),

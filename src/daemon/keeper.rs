@@ -48,6 +48,17 @@ pub struct Plan {
     /// Whether the mount is all that its daemon is for: then what fails at first is not tried again, and the daemon ends
     /// when somebody unmounts it.
     pub alone: bool,
+    /// Which server of an earlier daemon is taken over.
+    pub adopts: Adopts,
+}
+
+/// When a server that an earlier daemon has left serves what is wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Adopts {
+    /// If source and mount point are the same; other settings count when it is mounted again.
+    SamePlaces,
+    /// If all settings are that could not be changed live.
+    Same,
 }
 
 /// See the module.
@@ -77,13 +88,15 @@ struct Found {
 }
 
 /// Looks for one at `meeting`. Blocks: the paths may lead through a file system that hangs.
-fn look(meeting: &Path, wanted: &Mount) -> Result<Option<Found>, End> {
+fn look(meeting: &Path, wanted: &Mount, adopts: Adopts) -> Result<Option<Found>, End> {
     let found = process::adopt(meeting, ADOPTION).map_err(|error| End::Failed(error.to_string()))?;
     let Some((server, hello)) = found else { return Ok(None) };
     let is_same =
         |served: &Path, wanted: &Path| served == wanted || preflight::place(served) == preflight::place(wanted);
-    let is_wanted =
-        is_same(&hello.mount.source, &wanted.source) && is_same(&hello.mount.mountpoint, &wanted.mountpoint);
+    let Mount { source, mountpoint, deadlines, .. } = wanted.clone();
+    let is_wanted = is_same(&hello.mount.source, &source)
+        && is_same(&hello.mount.mountpoint, &mountpoint)
+        && (adopts == Adopts::SamePlaces || Mount { source, mountpoint, deadlines, ..hello.mount.clone() } == *wanted);
     if !is_wanted {
         // What works is not ended for the sake of what cannot.
         preflight::check_source(&wanted.source).map_err(|refusal| End::Failed(refusal.to_string()))?;
@@ -260,7 +273,8 @@ impl Keeper {
         self.step(format!("whether an earlier daemon has left its server is seen, which may take {ADOPTION:?}"));
         let look = tokio::task::spawn_blocking({
             let wanted = wanted.clone();
-            move || look(&meeting, &wanted)
+            let adopts = self.plan.adopts;
+            move || look(&meeting, &wanted, adopts)
         });
         let Ok(found) = timeout(ADOPTION + CHECK, look).await else {
             let why = "whether an earlier daemon has left its server cannot be seen: a path to its mount point hangs";
@@ -422,6 +436,7 @@ mod tests {
             own: Arc::default(),
             server_arguments: Arc::default(),
             alone: false,
+            adopts: Adopts::SamePlaces,
             events: Events::default(),
         };
         let (mut keeper, requests, _facts) = Keeper::new(mount.clone(), plan, None);

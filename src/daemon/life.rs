@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use nix::sys::signal::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SigSet};
 use parking_lot::RwLock;
 use sd_notify::NotifyState;
@@ -17,10 +18,11 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
 use super::facts::{End, Facts, Phase};
-use super::keeper::{Keeper, Plan};
+use super::keeper::{Adopts, Keeper, Plan};
 use super::leftover::Ended;
 use super::listeners::Listeners;
 use super::lost::watch_for_lost;
+use super::mirror::{self, Mirror};
 use super::mount::Request;
 use super::pilot::{Controls, Pilot};
 use super::prober::Prober;
@@ -214,6 +216,8 @@ struct Life {
     is_ready: Arc<AtomicBool>,
     mounts: Mounts,
     keepers: JoinSet<(String, End)>,
+    /// Their shadow mounts.
+    mirrors: JoinSet<()>,
     /// Once they are started.
     listeners: Option<Listeners>,
     /// A look at the configuration that has not come back.
@@ -233,6 +237,7 @@ impl Life {
             is_ready: Arc::default(),
             mounts,
             keepers: JoinSet::new(),
+            mirrors: JoinSet::new(),
             listeners: None,
             reading: None,
             announcing: None,
@@ -261,6 +266,7 @@ impl Life {
         self.announcing = Some(tokio::spawn(announcing));
         tokio::spawn(feed_watchdog());
         let end = self.heed_signals().await;
+        self.end_mirrors().await;
         // A client has a moment to read its answer.
         drop(stop_api);
         let stop_listeners = async {
@@ -286,6 +292,7 @@ impl Life {
             events: self.mounts.events(),
             server_arguments: self.server_arguments.clone(),
             alone: self.options.alone,
+            adopts: Adopts::SamePlaces,
         };
         let name = mount.name.clone();
         let daemon = &self.options.settings.daemon;
@@ -293,6 +300,7 @@ impl Life {
         let kept_as = if self.options.alone { mount.place().display().to_string() } else { name.clone() };
         let store = Store::new(&daemon.state_dir, &kept_as);
         let machine = MachineId::of(daemon);
+        let own = plan.own.clone();
         let (keeper, requests, facts) = Keeper::new(Arc::new(mount), plan, device);
         watch_for_lost(facts.clone(), requests.clone());
         let prober = Prober::start(facts.clone());
@@ -306,12 +314,23 @@ impl Life {
             events: self.mounts.events(),
         });
         self.keepers.spawn(async { (name, keeper.run().await) });
-        Handle { prober, facts, requests, pilot }
+        let controls = mirror::Controls {
+            facts: facts.clone(),
+            socket: (!self.options.mounts_end_too).then_some(socket),
+            own,
+            server_arguments: self.server_arguments.clone(),
+        };
+        let mirror = Mirror::start(controls, &mut self.mirrors);
+        Handle { prober, facts, requests, pilot, mirror }
     }
 
     /// Servers that an earlier daemon has left and nobody wants any more.
     fn end_strangers(&self, folder: PathBuf) {
-        let wanted: Vec<_> = self.options.settings.mounts.iter().map(|mount| mount.name.clone()).collect();
+        let mounts = self.options.settings.mounts.iter();
+        let wanted: Vec<_> = mounts
+            .flat_map(|mount| [Some(mount.name.clone()), mount.shadow().map(|shadow| shadow.name)])
+            .flatten()
+            .collect();
         tokio::task::spawn_blocking(move || {
             for (name, result) in leftover::end(&folder, |name| !wanted.iter().any(|wanted| wanted == name)) {
                 match result {
@@ -390,7 +409,10 @@ impl Life {
         }
         tell_systemd(&[NotifyState::Stopping, NotifyState::Status("unmounting")]);
         self.note_stop(Stop::Begun);
-        for handle in self.mounts.all() {
+        let mounts = self.mounts.all();
+        // Whoever still compares would keep them busy.
+        join_all(mounts.iter().map(|handle| handle.mirror.stop())).await;
+        for handle in mounts {
             // One that has ended by itself at the same moment takes no more requests.
             let _ = handle.requests.send(Request::Stop).await;
         }
@@ -412,11 +434,18 @@ impl Life {
                 failures.push(format!("mount {mount:?}: not unmounted in order: {why}"));
             }
         }
+        self.end_mirrors().await;
         if !failures.is_empty() {
             return Err(Failure::Other(failures.join("; ")));
         }
         self.note_stop(Stop::Over);
         Ok(())
+    }
+
+    /// Has the shadow mounts unmounted. Their servers have deadlines.
+    async fn end_mirrors(&mut self) {
+        join_all(self.mounts.all().iter().map(|handle| handle.mirror.stop())).await;
+        while self.mirrors.join_next().await.is_some() {}
     }
 
     /// For somebody who is impatient.
@@ -512,8 +541,17 @@ impl Life {
         for mount in &mut settings.mounts {
             let served = handles.iter().find(|handle| handle.name() == mount.name).map(|handle| handle.facts.borrow());
             if let Some(facts) = served.filter(|facts| facts.greeting.is_some()) {
-                let Mount { deadlines, fallback, rollout, guard, .. } = mount.clone();
-                *mount = Mount { deadlines, fallback, rollout, guard, ..(*facts.started_as).clone() };
+                let shadow_mountpoint = facts.wanted.shadow_mountpoint.clone();
+                let Mount { backend, deadlines, fallback, rollout, guard, .. } = mount.clone();
+                *mount = Mount {
+                    backend,
+                    deadlines,
+                    fallback,
+                    rollout,
+                    guard,
+                    shadow_mountpoint,
+                    ..(*facts.started_as).clone()
+                };
             }
         }
         settings
@@ -558,6 +596,9 @@ impl Life {
                 continue;
             };
             let handle = known.swap_remove(index);
+            if let Some(level) = &new_level {
+                handle.mirror.set_log_level(level.clone());
+            }
             let requests = [Some(Request::Reconfigure(Arc::new(mount))), new_level.clone().map(Request::LogLevel)];
             let keeper = handle.requests.clone();
             // One that is busy takes them later, in the order of the reloads.
@@ -571,7 +612,10 @@ impl Life {
         }
         for gone in known {
             tracing::info!(mount = gone.name(), "no longer in the configuration: unmounting");
-            tokio::spawn(async move { drop(gone.requests.send(Request::Stop).await) });
+            tokio::spawn(async move {
+                gone.mirror.stop().await;
+                drop(gone.requests.send(Request::Stop).await);
+            });
         }
         self.mounts.set(handles);
         if let Some(listeners) = &self.listeners {

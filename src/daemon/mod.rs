@@ -11,6 +11,7 @@ pub mod leftover;
 mod life;
 mod listeners;
 mod lost;
+pub mod mirror;
 pub mod mount;
 pub mod pilot;
 mod preflight;
@@ -20,7 +21,7 @@ mod recorder;
 mod running;
 mod status;
 
-pub use keeper::{Keeper, Plan};
+pub use keeper::{Adopts, Keeper, Plan};
 pub use life::{Failure, Options, Reload, run};
 pub use preflight::{Own, Refusal, check_all};
 pub use recorder::Recorder;

@@ -76,8 +76,8 @@ impl Own {
     }
 }
 
-/// Checks what is wrong in itself with mounts, one by one and together, and returns where mountinfo will show each.
-/// Changes nothing. `own` is what the daemon needs.
+/// Checks what is wrong in itself with mounts and their shadows, one by one and together, and returns where mountinfo will
+/// show each. Changes nothing. `own` is what the daemon needs.
 ///
 /// No mount point may lie in any source or in another mount point, and no source in any mount point, also where it would
 /// make no loop: of two mounts that hang together, a stuck one takes the other with it, and they have to be started and
@@ -88,7 +88,9 @@ impl Own {
 pub fn check_all(mounts: &[Mount], own: &[Own]) -> Result<Vec<PathBuf>, Vec<(String, Refusal)>> {
     let table = mounted()
         .map_err(|refusal| mounts.iter().map(|mount| (mount.name.clone(), refusal.clone())).collect::<Vec<_>>())?;
-    check_all_against(mounts, own, &table)
+    let with_shadows: Vec<_> =
+        mounts.iter().flat_map(|mount| [Some(mount.clone()), mount.shadow()]).flatten().collect();
+    check_all_against(&with_shadows, own, &table)
 }
 
 /// Checks a mount that is to be made now, and returns where mountinfo will show it. `own` is what the daemon needs. Takes
@@ -98,7 +100,9 @@ pub fn check_all(mounts: &[Mount], own: &[Own]) -> Result<Vec<PathBuf>, Vec<(Str
 /// When it cannot work; the message says why and what to do.
 pub fn check(mount: &Mount, own: &[Own]) -> Result<PathBuf, Refusal> {
     check_descriptors()?;
-    let places = check_all(slice::from_ref(mount), own);
+    let table = mounted()?;
+    // A shadow is checked by its own keeper: what is wrong with it must not stop the mount.
+    let places = check_all_against(slice::from_ref(mount), own, &table);
     let place = places.map_err(|mut refused| refused.swap_remove(0).1)?.swap_remove(0);
     let mounts = mounted()?;
     check_source_against(&mount.source, &mounts)?;

@@ -10,6 +10,7 @@ use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::facts::{End, Facts, Phase};
+use super::mirror::Mirror;
 use super::mount::Request;
 use super::pilot::{OPERATOR, Outcome, Pilot, Shown};
 use super::prober::{Probed, Prober};
@@ -58,6 +59,8 @@ pub struct Handle {
     pub requests: mpsc::Sender<Request>,
     /// Who says what serves.
     pub pilot: Pilot,
+    /// Its shadow mount.
+    pub mirror: Mirror,
 }
 
 impl Mounts {
@@ -218,16 +221,23 @@ impl Mounts {
                 "mount \"{mount}\" allows no drill: set drill = true for it (without a file: serve --drill), and mount it again"
             )));
         }
+        let for_shadow = plan.clone();
         let ongoing = handle.ask(|answer| Request::Drill { plan, answer }).await?;
+        if let Some(Err(error)) = handle.mirror.drill(&for_shadow).await {
+            tracing::warn!(mount, %error, "the drill does not reach the shadow mount");
+        }
         Ok(DrillAnswer { schema: SCHEMA, drill: ongoing.into() })
     }
 
     async fn stop_drill(&self, mount: &str) -> Result<DrillStopAnswer, ControlError> {
-        let ended = self.find(mount)?.ask(|answer| Request::StopDrill { answer }).await?;
-        let stopped = ended.map(|ended| StoppedDrill {
+        let handle = self.find(mount)?;
+        let in_shadow = handle.mirror.stop_drill().await;
+        let ended = handle.ask(|answer| Request::StopDrill { answer }).await?;
+        let struck = [&ended, &in_shadow].into_iter().flatten().map(|ended| ended.struck).sum();
+        let stopped = ended.or(in_shadow).map(|ended| StoppedDrill {
             backend: ended.plan.backend,
             fault: ended.plan.fault,
-            struck: ended.struck,
+            struck,
         });
         Ok(DrillStopAnswer { schema: SCHEMA, stopped })
     }
@@ -309,7 +319,13 @@ impl Handle {
         let silence = Duration::from_nanos(coarse_now().saturating_sub(heartbeat));
         let probed = self.prober.probed();
         let (shown, judged) = (self.pilot.shown(), self.pilot.judged());
-        let (health, reasons) = judge(&facts, shown.as_ref(), silence, &probed, stable, active, &backends);
+        let (mut health, mut reasons) = judge(&facts, shown.as_ref(), silence, &probed, stable, active, &backends);
+        let shadow = self.mirror.status();
+        if let Some(shadow) = shadow.as_ref().filter(|shadow| shadow.health != Health::Healthy) {
+            health = health.max(Health::Degraded);
+            let place = shadow.mountpoint.display();
+            reasons.extend(shadow.reasons.iter().map(|why| format!("shadow mount {place}: {why}")));
+        }
         MountStatus {
             name: facts.mount.name.clone(),
             source: facts.mount.source.clone(),
@@ -328,6 +344,7 @@ impl Handle {
             last_switch: facts.last_switch,
             drill: facts.drill.map(Into::into),
             probe: probed.status(),
+            shadow,
             backends,
         }
     }
@@ -402,6 +419,16 @@ fn backend_status(backend: Backend, facts: &Facts) -> BackendStatus {
 
 /// A server's control loop shows twice a second that it lives.
 const LONGEST_SILENCE: Duration = Duration::from_secs(5);
+
+/// How a shadow mount is doing: nobody but its candidate is to serve it.
+pub(super) fn judge_shadow(facts: &Facts, probed: &Probed) -> (Health, Vec<String>) {
+    let candidate = facts.mount.stable();
+    let ledger = facts.server.as_ref().map(|(_, ledger)| ledger);
+    let heartbeat = ledger.map_or_else(coarse_now, |ledger| ledger.heartbeat());
+    let silence = Duration::from_nanos(coarse_now().saturating_sub(heartbeat));
+    let backends = [backend_status(candidate, facts)];
+    judge(facts, None, silence, probed, candidate, ledger.and_then(|ledger| ledger.active()), &backends)
+}
 
 /// The one place that decides how a mount is doing.
 fn judge(
