@@ -54,6 +54,8 @@ fn a_switch_is_counted_and_the_next_backend_counts_for_itself() {
     unless_skipped(require_root(), || {
         let mount = Mount::builder(Backend::Fuse2, ROOT_DIRECT).without_prober().start();
         fs::write(mount.path("file"), "text").unwrap();
+        // The kernel's RELEASE comes when it likes.
+        mount.assert_all_answered();
         let before = mount.scrape().sum(OPERATIONS, &["backend=\"fuse2\""]);
         mount.switch(Backend::Fuse3);
         fs::metadata(mount.path("missing")).unwrap_err();

@@ -10,7 +10,7 @@ use crate::shadow::{Example, Rate, Told};
 /// Answer to `GET /api/v1/divergence`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct DivergenceAnswer {
-    /// [`SCHEMA`](super::model::SCHEMA).
+    /// The version of this answer, 1.
     pub schema: u32,
     /// Each mount.
     pub mounts: Vec<MountDivergence>,
@@ -19,7 +19,7 @@ pub struct DivergenceAnswer {
 /// Answer to `GET /api/v1/mounts/{name}/divergence`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct MountDivergenceAnswer {
-    /// [`SCHEMA`](super::model::SCHEMA).
+    /// The version of this answer, 1.
     pub schema: u32,
     /// The mount.
     #[serde(flatten)]

@@ -57,6 +57,10 @@ impl Server {
         }
         let authority = uri.authority().filter(|authority| !authority.as_str().contains('@'));
         let authority = authority.ok_or_else(|| wrong("names more or less than a host"))?;
+        // What stands behind the host and is no number is no port to the crate, and no mistake either.
+        if authority.port_u16().is_none() && authority.as_str() != authority.host() {
+            return Err(wrong("has a port that is none"));
+        }
         Ok(Self {
             url: url.trim_end_matches('/').to_owned(),
             // `lookup_host` wants the address without brackets.
@@ -216,7 +220,7 @@ mod tests {
     #[case("https://prometheus", "is not spoken")]
     #[case("prometheus:9090", "use http://HOST:PORT")]
     #[case("http://user:secret@host", "more or less than a host")]
-    #[case("http://host:port", "cannot be understood")]
+    #[case("http://host:port", "a port that is none")]
     fn bad_urls(#[case] url: &str, #[case] expected: &str) {
         let why = Server::parse(url).err().unwrap();
         assert!(why.contains(expected), "{why}");
