@@ -270,9 +270,10 @@ fn without_data_nothing_goes_up_and_with_good_ones_it_does() {
 
 /// Nobody but the prober asks for these, so that nothing else can tell.
 #[rstest]
-#[case::an_error("error", "fuse3 has answered the prober with an error: ")]
-#[case::silence("hang", "the mount has not answered the prober for ")]
-fn a_probe_that_fails_is_enough(#[case] fault: &str, #[case] why: &str) {
+#[case::an_error("error", "statfs", "fuse3 has answered the prober with an error: ")]
+#[case::an_error_to_the_first_question("error", "getattr", "fuse3 has answered the prober with an error: ")]
+#[case::silence("hang", "statfs", "the mount has not answered the prober for ")]
+fn a_probe_that_fails_is_enough(#[case] fault: &str, #[case] operation: &str, #[case] why: &str) {
     unless_skipped(require_root(), || {
         // Of the mount itself, so it stands above its tables.
         let service = Service::start(ROOT_DIRECT, |sandbox| {
@@ -282,7 +283,7 @@ fn a_probe_that_fails_is_enough(#[case] fault: &str, #[case] why: &str) {
         service.wait_until("serves what is tried", |status| mount_of(status, "tried")["health"] == "healthy");
         run(&service, &["rollout", "start", "tried"]);
         wait_for("the candidate to serve", COMMAND_LIMIT, || (tried(&service)["active"]["fuse3"] == 100).then_some(()));
-        drill(&service, Backend::Fuse3, &[fault, "--operation", "statfs"]);
+        drill(&service, Backend::Fuse3, &[fault, "--operation", operation]);
         let mount = wait_for_state(&service, "rolled_back", SOON);
         let reason = mount["pinned"]["reason"].as_str().unwrap();
         assert!(reason.starts_with(&format!("failed_probe: {why}")), "{reason}");

@@ -276,7 +276,7 @@ impl Layout {
         self.prober.store(pid, Relaxed);
     }
 
-    /// Called by an adapter for each request that a prober might have sent.
+    /// Called by an adapter for each request that a prober might have sent: GETATTR and STATFS. One load, unless it has.
     #[inline]
     pub fn note_probe(&self, pid: u32, backend: Backend) {
         if pid == self.prober.load(Relaxed) && pid != 0 {

@@ -58,6 +58,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn getattr(&self, request: &Request, node: INodeNo, handle: Option<FileHandle>, reply: ReplyAttr) {
+        self.port.note_probe(request.pid());
         let answer = self.handle(request, Operation::GetAttr, node, |vfs, caller| {
             vfs.getattr(caller, NodeId(node.0), handle.map(handle_id))
         });

@@ -83,6 +83,7 @@ impl Filesystem for Adapter {
     }
 
     async fn getattr(&self, request: Request, node: u64, handle: Option<u64>, _flags: u32) -> Answer<ReplyAttr> {
+        self.port.note_probe(request.pid);
         let attr: Attr = handle!(self, request, Operation::GetAttr, node, [], |vfs, caller| {
             vfs.getattr(caller, NodeId(node), handle.map(HandleId))
         })?;
