@@ -175,6 +175,8 @@ fn a_rollback_pins_until_somebody_lifts_it() {
         wait_for("the daemon to end", COMMAND_LIMIT * 2, || daemon.try_wait().expect("the daemon"));
         service.daemon = spawn(&service.sandbox);
         service.wait_until("serves", |status| mount_of(status, "tried")["pinned"]["reason"] == "stale listings");
+        let told = "it is pinned to fuse2 (stale listings)";
+        assert_eq!(service.log().matches(told).count(), 1, "at the start, once: {}", service.log());
         wait_for("it to be served", COMMAND_LIMIT, || is_served(&service).then_some(()));
         service.daemon.kill().unwrap();
         service.daemon.wait().unwrap();
@@ -208,6 +210,7 @@ fn another_daemon_does_not_lift_a_pin() {
         let mount = mount_of(&status, "tried");
         let pid = format!("is used by another daemon (process {})", service.daemon.id());
         assert!(mount["pinned"].is_null() && mount["reasons"].to_string().contains(&pid), "{mount}");
+        assert!(other.log().contains(&pid), "{}", other.log());
         let refused = order(&other, &["unpin"]).unwrap_err();
         assert!(refused.contains(&pid), "{refused}");
         assert_eq!(tried(&service)["pinned"]["reason"], "stale listings");
