@@ -334,7 +334,7 @@ async fn events(
         Some(id) => id,
         None => None,
     };
-    match control.events().stream(last, connection.stopping) {
+    match control.events().stream(last, connection.way, connection.stopping) {
         Some(stream) => {
             let stream = Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
             // Proxies are not to gather them.
