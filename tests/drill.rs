@@ -344,6 +344,35 @@ fn lost_requests_are_found_and_answered(#[values(Backend::Fuse2, Backend::Fuse3)
     });
 }
 
+/// What reads the log of a machine must find objects in it and nothing else.
+#[test]
+fn a_panic_is_one_object_of_a_json_log() {
+    unless_skipped(require_root(), || {
+        let mount =
+            Mount::builder(Backend::Fuse3, ROOT_DIRECT).drill().without_prober().env("RUST_BACKTRACE", "1").start_with(
+                |_, command| {
+                    command.arg("--log-format=json");
+                },
+            );
+        fs::write(mount.sandbox.source().join("file"), "content").unwrap();
+        let file = open(&mount.path("file")).unwrap();
+        drill(&mount, Backend::Fuse3, "panic", &["--operation", "read"]);
+        read(&file).unwrap_err();
+        stop_drill(&mount);
+        let log = mount.log();
+        // The one line of standard output, which is here too, is no part of the log.
+        let lines = log.lines().filter(|line| !line.starts_with("serving "));
+        let objects: Vec<Value> = lines.map(|line| serde_json::from_str(line).expect(line)).collect();
+        let panic =
+            objects.iter().find(|object| object["message"].as_str().is_some_and(|text| text.contains("has panicked")));
+        let panic = panic.unwrap_or_else(|| panic!("{log}"));
+        assert_eq!(panic["message"], "a thread has panicked: a drill makes this handler panic");
+        assert!(panic["location"].as_str().is_some_and(|place| place.contains("backend/mod.rs:")), "{panic}");
+        assert!(panic["backtrace"].as_str().is_some_and(|trace| trace.contains("lighthouse_fs")), "{panic}");
+        mount.stop();
+    });
+}
+
 /// Ends the workers of a test also when it fails.
 struct Stops<'a>(&'a AtomicBool);
 

@@ -193,6 +193,19 @@ fn a_rollback_pins_until_somebody_lifts_it() {
     });
 }
 
+/// In an emergency nobody counts letters.
+#[test]
+fn a_reason_that_is_too_long_is_cut_and_the_rollback_done() {
+    unless_skipped(require_root(), || {
+        let service = start(LONG);
+        let output = service.ask(&["rollback", "tried", "--json", "--reason", &"ü".repeat(5000)]);
+        assert!(output.status.success(), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("cut to its first 1000 characters"), "{output:?}");
+        assert_eq!(tried(&service)["pinned"]["reason"], "ü".repeat(1000));
+        service.stop();
+    });
+}
+
 /// With another socket, and by a mistake with the same state directory and a mount of the same name.
 #[test]
 fn another_daemon_does_not_lift_a_pin() {
