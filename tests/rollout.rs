@@ -176,6 +176,7 @@ fn a_rollback_pins_until_somebody_lifts_it() {
         service.daemon = spawn(&service.sandbox);
         service.wait_until("serves", |status| mount_of(status, "tried")["pinned"]["reason"] == "stale listings");
         let told = "it is pinned to fuse2 (stale listings)";
+        wait_for("the log to say so", COMMAND_LIMIT, || service.log().contains(told).then_some(()));
         assert_eq!(service.log().matches(told).count(), 1, "at the start, once: {}", service.log());
         wait_for("it to be served", COMMAND_LIMIT, || is_served(&service).then_some(()));
         service.daemon.kill().unwrap();
@@ -223,7 +224,7 @@ fn another_daemon_does_not_lift_a_pin() {
         let mount = mount_of(&status, "tried");
         let pid = format!("is used by another daemon (process {})", service.daemon.id());
         assert!(mount["pinned"].is_null() && mount["reasons"].to_string().contains(&pid), "{mount}");
-        assert!(other.log().contains(&pid), "{}", other.log());
+        wait_for("its log to say so", COMMAND_LIMIT, || other.log().contains(&pid).then_some(()));
         let refused = order(&other, &["unpin"]).unwrap_err();
         assert!(refused.contains(&pid), "{refused}");
         assert_eq!(tried(&service)["pinned"]["reason"], "stale listings");
