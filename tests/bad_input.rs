@@ -185,6 +185,55 @@ fn places_that_cannot_be(
     });
 }
 
+#[test]
+fn a_group_that_is_not_there() {
+    let sandbox = Sandbox::new(User::Ordinary, LIMIT);
+    let table = support::service::mount(&sandbox, "one", "");
+    let head = "[daemon]\nsocket_group = \"no-such-group\"\n";
+    support::service::write_config(&sandbox, format!("{head}{table}")).unwrap();
+    let config = support::service::config(&sandbox);
+    let mut command = sandbox.program();
+    command.arg("serve").arg("--config").arg(&config).arg("--socket").arg(sandbox.socket());
+    assert_refused(command, 1, "make it (`groupadd --system no-such-group`)");
+    assert_nothing_left(&sandbox);
+    // Packages are built, and their files checked, where no such group is.
+    let mut command = sandbox.program();
+    command.arg("check-config").arg(&config);
+    let output = run(command);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{errors}");
+    let warned = "daemon.socket_group: warning: on this machine there is no group \"no-such-group\"";
+    assert!(errors.contains(warned), "{errors}");
+}
+
+#[test]
+fn a_socket_path_that_is_too_long() {
+    let sandbox = Sandbox::new(User::Ordinary, LIMIT);
+    let socket = sandbox.path().join("run").join("s".repeat(100));
+    let mut command = sandbox.program();
+    command.arg("serve").arg("--source").arg(sandbox.source()).arg("--mountpoint").arg(sandbox.mountpoint());
+    command.arg("--socket").arg(&socket);
+    assert_refused(command, 78, "bytes, and the kernel takes 107");
+    assert_nothing_left(&sandbox);
+    let table = support::service::mount(&sandbox, &"n".repeat(64), "");
+    for (socket, why) in
+        [(socket, "choose a shorter `socket`"), (sandbox.path().join("run/control.sock"), "or name of the mount")]
+    {
+        support::service::write_config(&sandbox, format!("[daemon]\nsocket = {socket:?}\n{table}")).unwrap();
+        let mut command = sandbox.program();
+        command.arg("check-config").arg(support::service::config(&sandbox));
+        let output = run(command);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        // A short temporary folder leaves room for the longest name of a mount.
+        let fits = socket.with_file_name("servers").join("n".repeat(64) + ".sock").as_os_str().len() <= 107;
+        if fits && why == "or name of the mount" {
+            continue;
+        }
+        assert!(output.status.code() == Some(78) && errors.contains(why), "{errors}");
+        assert!(errors.contains("config.toml:6: daemon.socket: "), "{errors}");
+    }
+}
+
 #[rstest]
 #[case::not_at_all(0o000)]
 #[case::not_listed(0o300)]

@@ -52,7 +52,7 @@ fn help_is_an_answer(#[case] arguments: &[&str], #[case] expected: &str) {
 #[case(&["serve", "--config", "/etc/lighthouse-fs.toml", "--source", "/srv"], "cannot be used with")]
 #[case(&["serve"], "nothing to serve")]
 #[case(&["check-config"], "<FILE>")]
-#[case(&["switch", "default", "fuse4"], "use fuse2 or fuse3")]
+#[case(&["switch", "default", "fuse4"], "[possible values: fuse2, fuse3]")]
 #[case(&["status", "--log-level", "fuse3=loud"], "use error, warn, info")]
 #[case(&["status", "--log-level", "loud"], "use error, warn, info, debug, trace, off, or a filter")]
 #[case(&["status", "--log-format", "xml"], "text, json")]

@@ -269,6 +269,10 @@ fn a_session_ends_once(#[values(Backend::Fuse2, Backend::Fuse3)] backend: Backen
         wait_for("the other backend", COMMAND_LIMIT, || (mount.active() == backend.other()).then_some(()));
         wait_for_end(mount);
         assert_eq!(backend_errors(mount, backend, "other"), 1., "an ended session is an error of its backend");
+        // `status` says that the log says why.
+        for told in ["the drill ends a session", "its session has ended by itself", "tells of no error"] {
+            wait_for(told, COMMAND_LIMIT, || mount.log().contains(told).then_some(()));
+        }
         let labels = ["reason=\"failover\"", "outcome=\"done\""];
         assert_eq!(mount.scrape().sum("lighthouse_fuse_switches_total", &labels), 1.);
         mount.switch(backend);
@@ -327,6 +331,45 @@ fn lost_requests_are_found_and_answered(#[values(Backend::Fuse2, Backend::Fuse3)
             assert_eq!(backend_errors(mount, backend, "other"), lost as f64);
         }
         assert_eq!(backend_errors(mount, backend, "read"), 0.);
+        // It is told with its number: each loss in a line of its own, or two of them if the daemon looks in between.
+        let told = || -> u64 {
+            let log = mount.log();
+            let lines = log.lines().filter(|line| line.contains("the kernel has sent them again"));
+            lines
+                .filter(|line| line.contains("mount=\"default\"") && line.contains(&format!("backend={backend}")))
+                .filter_map(|line| line.split("count=").nth(1)?.split(' ').next()?.parse::<u64>().ok())
+                .sum()
+        };
+        wait_for("all of them to be in the log", COMMAND_LIMIT, || (told() == lost).then_some(()));
+    });
+}
+
+/// What reads the log of a machine must find objects in it and nothing else.
+#[test]
+fn a_panic_is_one_object_of_a_json_log() {
+    unless_skipped(require_root(), || {
+        let mount =
+            Mount::builder(Backend::Fuse3, ROOT_DIRECT).drill().without_prober().env("RUST_BACKTRACE", "1").start_with(
+                |_, command| {
+                    command.arg("--log-format=json");
+                },
+            );
+        fs::write(mount.sandbox.source().join("file"), "content").unwrap();
+        let file = open(&mount.path("file")).unwrap();
+        drill(&mount, Backend::Fuse3, "panic", &["--operation", "read"]);
+        read(&file).unwrap_err();
+        stop_drill(&mount);
+        let log = mount.log();
+        // The one line of standard output, which is here too, is no part of the log.
+        let lines = log.lines().filter(|line| !line.starts_with("serving "));
+        let objects: Vec<Value> = lines.map(|line| serde_json::from_str(line).expect(line)).collect();
+        let panic =
+            objects.iter().find(|object| object["message"].as_str().is_some_and(|text| text.contains("has panicked")));
+        let panic = panic.unwrap_or_else(|| panic!("{log}"));
+        assert_eq!(panic["message"], "a thread has panicked: a drill makes this handler panic");
+        assert!(panic["location"].as_str().is_some_and(|place| place.contains("backend/mod.rs:")), "{panic}");
+        assert!(panic["backtrace"].as_str().is_some_and(|trace| trace.contains("lighthouse_fs")), "{panic}");
+        mount.stop();
     });
 }
 

@@ -354,7 +354,7 @@ fn other_pages_are_refused_at_every_door(#[case] headers: &str, #[case] status: 
 #[case("POST", SWITCH, "{", 400, "JSON")]
 #[case("POST", SWITCH, "", 400, "JSON")]
 #[case("POST", SWITCH, r#"{"to":"fuse4"}"#, 422, "fuse4")]
-#[case("POST", SWITCH, &" ".repeat(5000), 413, "limit")]
+#[case("POST", SWITCH, &" ".repeat(9000), 413, "nothing was done; send less")]
 fn every_error_is_a_problem(
     #[case] method: &str,
     #[case] path: &str,
@@ -374,11 +374,38 @@ fn a_body_without_type_or_without_length_is_judged_too() {
     let plain = post(SWITCH, &bearer(TOKEN), r#"{"to":"fuse3"}"#).replace("application/json", "text/plain");
     assert!(ask(server.connect(), &plain).problem(415).contains("application/json"));
     let chunked = post(SWITCH, &bearer(TOKEN), "").replace("content-length: 0", "transfer-encoding: chunked");
-    let chunks = format!("1388\r\n{}\r\n0\r\n\r\n", " ".repeat(5000));
+    let chunks = format!("2328\r\n{}\r\n0\r\n\r\n", " ".repeat(9000));
     ask(server.connect(), &(chunked + &chunks)).problem(413);
     ask(server.connect(), "GET /api/v1/events HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").problem(403);
     let id = "GET /api/v1/events HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nlast-event-id: new\r\n\r\n";
     assert!(ask(server.connect(), id).problem(400).contains("last-event-id"));
+}
+
+/// As the other actions of a rollout, whose requests have none.
+#[rstest]
+fn where_all_has_a_default_no_body_is_needed(
+    #[values("rollback", "rollout/promote", "rollout/pause")] action: &str,
+    #[values("", "content-length: 0\r\n")] length: &str,
+) {
+    let server = Server::local(Door::Api).with_token();
+    let authorization = bearer(TOKEN);
+    let request = format!(
+        "POST /api/v1/mounts/a/{action} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{authorization}{length}\r\n"
+    );
+    assert!(ask(server.connect(), &request).problem(409).contains("has no candidate"));
+}
+
+#[test]
+fn a_body_is_understood_or_refused_also_where_none_is_needed() {
+    let server = Server::local(Door::Api).with_token();
+    let ask_with = |body: &str| ask(server.connect(), &post("/api/v1/mounts/a/rollback", &bearer(TOKEN), body));
+    assert!(ask_with(r#"{"reason": "stale"}"#).problem(409).contains("has no candidate"));
+    assert!(ask_with("null").problem(409).contains("has no candidate"));
+    ask_with(r#"{"raeson": "stale"}"#).problem(422);
+    // The longest reason that the command line sends, in the longest way to write it.
+    assert!(
+        ask_with(&format!(r#"{{"reason": "{}"}}"#, r"\u0001".repeat(1000))).problem(409).contains("has no candidate")
+    );
 }
 
 // Bounds.

@@ -252,9 +252,35 @@ fn the_backend_and_the_name_are_options() {
     });
 }
 
+#[test]
+fn sync_reaches_the_kernel() {
+    unless_skipped(Way::any().possible(), || {
+        let sandbox = sandbox(Way::any().user);
+        mount(&sandbox, "sync");
+        let options = sandbox.mounts()[0].options.clone();
+        assert!(options.contains("\"sync\""), "{options}");
+        sandbox.user().act(|| fs::write(sandbox.mountpoint().join("file"), "content").unwrap());
+        unmount(&sandbox);
+    });
+}
+
+#[test]
+fn what_is_mounted_is_not_mounted_again() {
+    unless_skipped(Way::any().possible(), || {
+        let sandbox = sandbox(Way::any().user);
+        mount(&sandbox, "rw");
+        let (code, answer, errors) = run(helper(&sandbox, &inside(&sandbox, "rw")));
+        let why = format!("error: {} is mounted already: `umount` it first", sandbox.mountpoint().display());
+        assert!((code, answer.as_str()) == (32, "") && errors.starts_with(&why), "{errors}");
+        sandbox.user().act(|| fs::write(sandbox.mountpoint().join("file"), "it serves on").unwrap());
+        unmount(&sandbox);
+    });
+}
+
 #[rstest]
 #[case(&["-o", "color=blue"], 1, "unknown option \"color=blue\"")]
 #[case(&["-o", "ro", "-o", "backend=fuse4"], 1, "use auto, fuse2 or fuse3")]
+#[case(&["-o", "dirsync"], 1, "option \"dirsync\": FUSE has none")]
 #[case(&["-x"], 1, "-x")]
 #[case(&["third"], 1, "third")]
 #[case(&["-o", "remount,ro"], 32, "mountpoint cannot be remounted: Lighthouse FS is not mounted there")]

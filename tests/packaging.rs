@@ -106,6 +106,35 @@ fn shells_complete_subcommands_and_hide_what_help_hides(#[values("bash", "fish")
 }
 
 #[rstest]
+#[case("switch default fuse", &["fuse2", "fuse3"])]
+#[case("drill default --backend fuse", &["fuse2", "fuse3"])]
+#[case("drill default --fault d", &["delay", "diverge"])]
+#[case("drill default --operation rena", &["rename"])]
+fn shells_complete_values(#[values("bash", "fish")] shell: &str, #[case] words: &str, #[case] expected: &[&str]) {
+    let Some(answer) = completed(shell, &format!("lighthouse-fs --socket /nowhere {words}")) else { return };
+    let words: Vec<_> = answer.lines().map(|line| line.split('\t').next().unwrap_or_default()).collect();
+    assert_eq!(words, expected);
+}
+
+#[rstest]
+#[case(&["switch", "default", "fuse4"], "[possible values: fuse2, fuse3]")]
+#[case(&["drill", "default", "--backend", "fuse4", "--fault", "error"], "[possible values: fuse2, fuse3]")]
+#[case(&["drill", "default", "--backend", "fuse3", "--fault", "slow"], "[possible values: error, delay, hang, panic, end, diverge, lose]")]
+#[case(&["drill", "default", "--backend", "fuse3", "--fault", "error", "--operation", "reed"], "'read'")]
+fn errors_list_the_values(#[case] arguments: &[&str], #[case] expected: &str) {
+    let output = Command::new(PROGRAM).args(["--socket", "/nowhere"]).args(arguments).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(64) && errors.contains(expected), "{errors}");
+}
+
+/// As older deployments call the backends.
+#[test]
+fn older_names_are_understood() {
+    let output = Command::new(PROGRAM).args(["--socket", "/nowhere", "switch", "default", "pyfuse3"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+}
+
+#[rstest]
 fn without_a_daemon_there_are_no_names(#[values("bash", "fish")] shell: &str) {
     let Some(answer) = completed(shell, "lighthouse-fs --socket /nowhere switch d") else { return };
     assert_eq!(answer.trim(), "");

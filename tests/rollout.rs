@@ -16,8 +16,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rstest::rstest;
 use serde_json::Value;
-use support::service::{Service, mount_of, spawn};
-use support::{Backend, COMMAND_LIMIT, Mount, ROOT_DIRECT, Scrape, require_root, unless_skipped, wait_for};
+use support::service::{Service, mount_of, serve_command, spawn};
+use support::{Backend, COMMAND_LIMIT, Mount, ROOT_DIRECT, Sandbox, Scrape, require_root, unless_skipped, wait_for};
 
 /// For the workers to finish what they are at, on a loaded machine.
 const WORKERS_LIMIT: Duration = Duration::from_secs(60);
@@ -175,6 +175,9 @@ fn a_rollback_pins_until_somebody_lifts_it() {
         wait_for("the daemon to end", COMMAND_LIMIT * 2, || daemon.try_wait().expect("the daemon"));
         service.daemon = spawn(&service.sandbox);
         service.wait_until("serves", |status| mount_of(status, "tried")["pinned"]["reason"] == "stale listings");
+        let told = "it is pinned to fuse2 (stale listings)";
+        wait_for("the log to say so", COMMAND_LIMIT, || service.log().contains(told).then_some(()));
+        assert_eq!(service.log().matches(told).count(), 1, "at the start, once: {}", service.log());
         wait_for("it to be served", COMMAND_LIMIT, || is_served(&service).then_some(()));
         service.daemon.kill().unwrap();
         service.daemon.wait().unwrap();
@@ -187,6 +190,55 @@ fn a_rollback_pins_until_somebody_lifts_it() {
         assert_eq!((&free["pinned"], &free["rollout"]["state"]), (&Value::Null, &"idle".into()));
         let scrape = Scrape::of(&service.sandbox.socket());
         assert_eq!(scrape.sum("lighthouse_fuse_pinned", &["mount=\"tried\""]), 0.);
+        service.stop();
+    });
+}
+
+/// In an emergency nobody counts letters.
+#[test]
+fn a_reason_that_is_too_long_is_cut_and_the_rollback_done() {
+    unless_skipped(require_root(), || {
+        let service = start(LONG);
+        let output = service.ask(&["rollback", "tried", "--json", "--reason", &"ü".repeat(5000)]);
+        assert!(output.status.success(), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("cut to its first 1000 characters"), "{output:?}");
+        assert_eq!(tried(&service)["pinned"]["reason"], "ü".repeat(1000));
+        service.stop();
+    });
+}
+
+/// With another socket, and by a mistake with the same state directory and a mount of the same name.
+#[test]
+fn another_daemon_does_not_lift_a_pin() {
+    unless_skipped(require_root(), || {
+        let mut service = start(LONG);
+        order(&service, &["rollback", "--reason", "stale listings"]).unwrap();
+        let other = Sandbox::new(ROOT_DIRECT.user, Duration::from_secs(90));
+        support::service::write_config(&other, support::service::mount(&other, "tried", "backend = \"fuse2\"\n"))
+            .unwrap();
+        let mut command = serve_command(&other);
+        command.arg("--config").arg(support::service::config(&other));
+        command.env("STATE_DIRECTORY", service.sandbox.path().join("state"));
+        let other = Service { daemon: command.spawn().unwrap(), sandbox: other };
+        let status = other.wait_until("serves", |status| mount_of(status, "tried")["health"] == "degraded");
+        let mount = mount_of(&status, "tried");
+        let pid = format!("is used by another daemon (process {})", service.daemon.id());
+        assert!(mount["pinned"].is_null() && mount["reasons"].to_string().contains(&pid), "{mount}");
+        wait_for("its log to say so", COMMAND_LIMIT, || other.log().contains(&pid).then_some(()));
+        let refused = order(&other, &["unpin"]).unwrap_err();
+        assert!(refused.contains(&pid), "{refused}");
+        assert_eq!(tried(&service)["pinned"]["reason"], "stale listings");
+
+        // Its server lives on, and holds nothing that would keep others out.
+        service.daemon.kill().unwrap();
+        service.daemon.wait().unwrap();
+        other
+            .wait_until("knows of the pin", |status| mount_of(status, "tried")["pinned"]["reason"] == "stale listings");
+        order(&other, &["unpin"]).unwrap();
+        other.stop();
+        service.daemon = spawn(&service.sandbox);
+        service.wait_until("serves", |status| mount_of(status, "tried")["pinned"].is_null());
+        wait_for("it to be served", COMMAND_LIMIT, || is_served(&service).then_some(()));
         service.stop();
     });
 }

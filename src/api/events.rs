@@ -21,7 +21,8 @@ use crate::config::Backend;
 
 /// How many events are kept for clients that come back.
 pub const KEPT: usize = 1024;
-/// How many clients may listen at a time.
+/// How many clients may listen at a time, by each way: those who come over TCP, who may be anybody, keep nobody from the
+/// control socket.
 const MOST_STREAMS: usize = 32;
 /// After how long a client should come back.
 const RETRY: Duration = Duration::from_secs(1);
@@ -214,7 +215,17 @@ pub struct Events(Arc<Inner>);
 struct Inner {
     ring: Mutex<Ring>,
     newest: watch::Sender<u64>,
-    streams: Arc<Semaphore>,
+    on_socket: Arc<Semaphore>,
+    over_tcp: Arc<Semaphore>,
+}
+
+/// The way by which a client has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Way {
+    /// The control socket.
+    Socket,
+    /// A TCP listener.
+    Tcp,
 }
 
 #[derive(Debug)]
@@ -237,8 +248,8 @@ impl Default for Events {
     fn default() -> Self {
         let now = micros();
         let ring = Ring { events: VecDeque::with_capacity(KEPT), floor: now, newest: now };
-        let streams = Arc::new(Semaphore::new(MOST_STREAMS));
-        Self(Arc::new(Inner { ring: Mutex::new(ring), newest: watch::Sender::new(now), streams }))
+        let [on_socket, over_tcp] = [(); 2].map(|()| Arc::new(Semaphore::new(MOST_STREAMS)));
+        Self(Arc::new(Inner { ring: Mutex::new(ring), newest: watch::Sender::new(now), on_socket, over_tcp }))
     }
 }
 
@@ -268,13 +279,18 @@ impl Events {
     }
 
     /// The events after `last`, which a client has seen, or from now on; until `stopping` is true, or the client has
-    /// fallen so far behind that the ring has overtaken it. `None` when enough clients listen already.
+    /// fallen so far behind that the ring has overtaken it. `None` when enough clients listen already that have come this way.
     pub(super) fn stream(
         &self,
         last: Option<u64>,
+        way: Way,
         stopping: watch::Receiver<bool>,
     ) -> Option<impl Stream<Item = Result<sse::Event, Infallible>> + Send + use<>> {
-        let permit = self.0.streams.clone().try_acquire_owned().ok()?;
+        let places = match way {
+            Way::Socket => &self.0.on_socket,
+            Way::Tcp => &self.0.over_tcp,
+        };
+        let permit = places.clone().try_acquire_owned().ok()?;
         let changes = self.0.newest.subscribe();
         let cursor = last.unwrap_or_else(|| *changes.borrow());
         let mut follower =
@@ -413,14 +429,17 @@ mod tests {
     async fn a_slow_client_is_dropped_and_holds_up_nobody() {
         let events = Events::default();
         let (_stop, stopping) = watch::channel(false);
-        let mut stream = std::pin::pin!(events.stream(None, stopping.clone()).unwrap());
+        let mut stream = std::pin::pin!(events.stream(None, Way::Tcp, stopping.clone()).unwrap());
         assert!(stream.next().await.is_some(), "the place from which it goes on");
         (0..=KEPT as u64).for_each(|number| events.publish(event(number)));
         assert!(stream.next().await.is_none());
         // There is room for so many, and for as many again when those have gone.
         for _ in 0..2 {
-            let others: Vec<_> = (0..99).map_while(|_| events.stream(None, stopping.clone())).collect();
+            let listen = |way| (0..99).map_while(|_| events.stream(None, way, stopping.clone())).collect::<Vec<_>>();
+            let others = listen(Way::Tcp);
             assert_eq!(others.len(), MOST_STREAMS);
+            // Whoever comes by the control socket has places of its own.
+            assert_eq!(listen(Way::Socket).len(), MOST_STREAMS);
         }
     }
 
@@ -430,7 +449,7 @@ mod tests {
         for number in 0..32 {
             let (stop, stopping) = watch::channel(false);
             let events = Events::default();
-            let mut stream = std::pin::pin!(events.stream(None, stopping).unwrap());
+            let mut stream = std::pin::pin!(events.stream(None, Way::Socket, stopping).unwrap());
             assert!(stream.next().await.is_some());
             events.publish(event(number));
             stop.send_replace(true);

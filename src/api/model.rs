@@ -225,6 +225,9 @@ pub struct RolloutStatus {
     pub reason: Option<String>,
 }
 
+/// Longest reason that the command line sends, in characters.
+pub const LONGEST_REASON: usize = 1000;
+
 /// The body of `POST /api/v1/mounts/{name}/rollback`.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

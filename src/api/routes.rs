@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::HttpBody;
 use axum::extract::{DefaultBodyLimit, FromRequest, Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::middleware;
@@ -34,8 +35,8 @@ use crate::backend::drill::Plan;
 use crate::metrics::CONTENT_TYPE;
 use crate::rollout;
 
-/// Largest request body in bytes; the longest sensible one has some 20.
-const LARGEST_BODY: usize = 4 << 10;
+/// Largest request body in bytes: a reason of [`LONGEST_REASON`](super::model::LONGEST_REASON) fits, whatever it consists of.
+const LARGEST_BODY: usize = 8 << 10;
 /// How often a stream without news shows that it lives.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
@@ -194,7 +195,7 @@ async fn switch(
 
 /// Back to the stable backend, and pinned to it
 #[utoipa::path(post, path = "/api/v1/mounts/{name}/rollback", params(("name" = String, Path, description = "The mount")),
-    request_body = RollbackRequest, security(("token" = [])), responses(
+    request_body = Option<RollbackRequest>, security(("token" = [])), responses(
     (status = 200, description = "Done, or so already", body = RolloutAnswer),
     (status = 404, description = "There is no such mount", body = Problem, content_type = "application/problem+json"),
     (status = 409, description = "It cannot be done as things are; nothing has changed", body = Problem, content_type = "application/problem+json"),
@@ -203,7 +204,7 @@ async fn switch(
 async fn rollback(
     State(control): State<Shared>,
     Path(name): Path<String>,
-    Sent(request): Sent<RollbackRequest>,
+    SentOrNot(request): SentOrNot<RollbackRequest>,
 ) -> Result<Json<RolloutAnswer>, ControlError> {
     control.ask_rollout(&name, rollout::Request::Rollback { reason: request.reason }).await.map(Json)
 }
@@ -267,7 +268,7 @@ async fn rollout_resume(
 
 /// Go to the next step at once
 #[utoipa::path(post, path = "/api/v1/mounts/{name}/rollout/promote", params(("name" = String, Path, description = "The mount")),
-    request_body = PromoteRequest, security(("token" = [])), responses(
+    request_body = Option<PromoteRequest>, security(("token" = [])), responses(
     (status = 200, description = "Done, or so already", body = RolloutAnswer),
     (status = 404, description = "There is no such mount", body = Problem, content_type = "application/problem+json"),
     (status = 409, description = "It cannot be done as things are; nothing has changed", body = Problem, content_type = "application/problem+json"),
@@ -276,7 +277,7 @@ async fn rollout_resume(
 async fn rollout_promote(
     State(control): State<Shared>,
     Path(name): Path<String>,
-    Sent(request): Sent<PromoteRequest>,
+    SentOrNot(request): SentOrNot<PromoteRequest>,
 ) -> Result<Json<RolloutAnswer>, ControlError> {
     control.ask_rollout(&name, rollout::Request::Promote { from: request.from }).await.map(Json)
 }
@@ -373,7 +374,7 @@ async fn events(
         Some(id) => id,
         None => None,
     };
-    match control.events().stream(last, connection.stopping) {
+    match control.events().stream(last, connection.way, connection.stopping) {
         Some(stream) => {
             let stream = Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
             // Proxies are not to gather them.
@@ -418,8 +419,28 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Sent<T> {
         let bounds = request.extensions().get::<Connection>().map(|connection| connection.bounds).unwrap_or_default();
         match timeout(bounds.body, Json::from_request(request, state)).await {
             Ok(Ok(Json(body))) => Ok(Self(body)),
+            Ok(Err(rejection)) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => Err(problem(
+                rejection.status(),
+                format!(
+                    "the body of a request has {LARGEST_BODY} bytes at most: nothing was done; send less, a shorter `reason` for example"
+                ),
+            )),
             Ok(Err(rejection)) => Err(problem(rejection.status(), rejection.body_text())),
             Err(_) => Err(problem(StatusCode::REQUEST_TIMEOUT, "the body of the request has not come in time")),
         }
+    }
+}
+
+/// The same where everything in it has a default: a request without a body means that.
+struct SentOrNot<T>(T);
+
+impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for SentOrNot<T> {
+    type Rejection = Response;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Response> {
+        if request.body().is_end_stream() {
+            return Ok(Self(T::default()));
+        }
+        Sent::from_request(request, state).await.map(|Sent(body): Sent<Option<T>>| Self(body.unwrap_or_default()))
     }
 }

@@ -24,6 +24,7 @@ use tower_service::Service;
 
 use super::Control;
 use super::admission::{Admission, Door, Gate, Peer};
+use super::events::Way;
 use super::routes;
 
 /// What one client may take of a listener.
@@ -63,6 +64,8 @@ const LARGEST_HEAD: usize = 16 << 10;
 pub(super) struct Connection {
     /// Its bounds.
     pub bounds: Bounds,
+    /// By which way its client has come.
+    pub way: Way,
     /// Whether its listener is to stop.
     pub stopping: watch::Receiver<bool>,
 }
@@ -78,7 +81,7 @@ pub async fn serve(
 ) -> io::Result<()> {
     let router = routes::router(control);
     let peer = |stream: &tokio::net::UnixStream| Peer { uid: stream.peer_cred().ok().map(|peer| peer.uid()) };
-    accept(listener, router, Bounds::default(), stop, peer).await;
+    accept(listener, router, Bounds::default(), Way::Socket, stop, peer).await;
     Ok(())
 }
 
@@ -97,7 +100,7 @@ pub async fn serve_tcp(
     let gate = Gate::new(door, listener.local_addr()?.ip(), admission);
     let router = routes::over_tcp(door, control, gate);
     // The address of a client says nothing of who it is.
-    accept(listener, router, bounds, stop, |_| ()).await;
+    accept(listener, router, bounds, Way::Tcp, stop, |_| ()).await;
     Ok(())
 }
 
@@ -105,6 +108,7 @@ async fn accept<L, P>(
     mut listener: L,
     router: Router,
     bounds: Bounds,
+    way: Way,
     stop: impl Future<Output = ()>,
     peer: impl Fn(&L::Io) -> P,
 ) where
@@ -128,7 +132,7 @@ async fn accept<L, P>(
             next = next => next,
         };
         let peer = ConnectInfo(peer(&stream));
-        let connection = Connection { bounds, stopping: stopping.clone() };
+        let connection = Connection { bounds, way, stopping: stopping.clone() };
         let router = router.clone();
         connections.spawn(async move {
             talk(stream, router, peer, connection).await;

@@ -42,6 +42,9 @@ pub enum ListenError {
         /// What is wrong with it.
         why: String,
     },
+    /// The group that may ask is not there.
+    #[error("there is no group \"{0}\": make it (`groupadd --system {0}`), or change daemon.socket_group")]
+    NoGroup(String),
     /// The kernel refuses.
     #[error("the control socket {} cannot be {action}: {source}; choose another `socket`", path.display())]
     Failed {
@@ -257,7 +260,7 @@ pub fn listen(path: &Path, group: Option<&str>) -> Result<Listening, ListenError
         Err(Errno::ECONNREFUSED) if is_socket(path) => fs::remove_file(path).map_err(failed("replaced"))?,
         Err(error) => return Err(failed("used")(error.into())),
     }
-    let group = group.map(|name| find_group(name, path)).transpose()?;
+    let group = group.map(find_group).transpose()?;
     // Nobody may slip in before the mode is set.
     let before = rustix::process::umask(Mode::from_raw_mode(0o177));
     let listener = UnixListener::bind(path);
@@ -277,13 +280,43 @@ pub fn listen(path: &Path, group: Option<&str>) -> Result<Listening, ListenError
     Ok(listening)
 }
 
-fn find_group(name: &str, path: &Path) -> Result<u32, ListenError> {
-    let failed = |source| ListenError::Failed { action: "given to its group", path: path.into(), source };
+/// The number of the group that may ask besides root and the daemon's user.
+///
+/// # Errors
+/// When there is no such group, or the system does not say.
+pub fn find_group(name: &str) -> Result<u32, ListenError> {
     match nix::unistd::Group::from_name(name) {
         Ok(Some(group)) => Ok(group.gid.as_raw()),
-        Ok(None) => Err(failed(io::Error::other(format!("there is no group \"{name}\": see `socket_group`")))),
-        Err(error) => Err(failed(error.into())),
+        Ok(None) => Err(ListenError::NoGroup(name.into())),
+        Err(error) => {
+            let path = Path::new("/etc/group").into();
+            Err(ListenError::Failed { action: "given to its group", path, source: error.into() })
+        }
     }
+}
+
+/// Whether the kernel takes the paths of the control socket and of the servers' sockets beside it, of which the longest mount
+/// name makes the longest.
+///
+/// # Errors
+/// Which is too long, and what to do.
+pub fn check_lengths<'a>(socket: &Path, mounts: impl Iterator<Item = &'a str>) -> Result<(), String> {
+    let too_long = |path: &Path| path.as_os_str().len() > LONGEST;
+    if too_long(socket) {
+        return Err(format!(
+            "the control socket {} has {} bytes, and the kernel takes {LONGEST}: choose a shorter `socket`",
+            socket.display(),
+            socket.as_os_str().len()
+        ));
+    }
+    let mut servers = mounts.map(|mount| server(socket, mount));
+    servers.find(|path| too_long(path)).map_or(Ok(()), |path| {
+        Err(format!(
+            "beside the control socket there is one of each mount's server, and {} has {} bytes, of which the kernel takes {LONGEST}: choose a shorter `socket` or name of the mount",
+            path.display(),
+            path.as_os_str().len()
+        ))
+    })
 }
 
 /// Tries whether somebody listens, without waiting: EAGAIN when somebody does who has stopped accepting.
@@ -385,6 +418,25 @@ mod tests {
     #[case("/r/fs.sock", "/r/fs.sock.servers")]
     fn each_socket_has_a_folder_of_servers(#[case] socket: &str, #[case] expected: &str) {
         assert_eq!(servers(Path::new(socket)), Path::new(expected));
+    }
+
+    #[test]
+    fn paths_that_the_kernel_does_not_take_are_told() {
+        let socket = |length: usize| PathBuf::from(format!("/{}", "s".repeat(length - 1)));
+        let none = std::iter::empty;
+        assert_eq!(check_lengths(&socket(LONGEST), none()), Ok(()));
+        let longer = socket(LONGEST + 1);
+        assert!(UnixListener::bind(&longer).is_err());
+        let why = check_lengths(&longer, none()).unwrap_err();
+        assert!(
+            why.contains("has 108 bytes") && why.contains("takes 107") && why.contains("shorter `socket`"),
+            "{why}"
+        );
+        // `/sss….servers/one.sock`
+        let (fits, does_not) = (socket(LONGEST - 17), socket(LONGEST - 16));
+        assert_eq!(check_lengths(&fits, ["one"].into_iter()), Ok(()));
+        let why = check_lengths(&does_not, ["one"].into_iter()).unwrap_err();
+        assert!(why.contains(".servers/one.sock has 108 bytes") && why.contains("name of the mount"), "{why}");
     }
 
     #[test]

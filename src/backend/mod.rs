@@ -151,6 +151,18 @@ fn guarded<T>(call: impl FnOnce() -> Result<T>) -> (Result<T>, AnswerStatus) {
     }
 }
 
+/// Logs what a crate says of the end of its session; `is_wanted` if somebody has retired it, or the mount is gone.
+fn note_end<E: std::fmt::Display>(backend: Backend, is_wanted: bool, end: &std::result::Result<(), E>) {
+    match end {
+        Ok(()) if is_wanted => tracing::debug!(%backend, "a session has ended"),
+        Ok(()) => tracing::warn!(
+            %backend,
+            "a session has ended by itself, and its crate tells of no error: it has obeyed a FUSE_DESTROY, as a drill sends one"
+        ),
+        Err(error) => tracing::warn!(%backend, %error, "a session has ended"),
+    }
+}
+
 /// What a drill has left of a call.
 enum InDrill<T> {
     /// Its answer.

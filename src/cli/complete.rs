@@ -48,8 +48,7 @@ pub fn script(shell: Shell) -> std::io::Result<String> {
 /// The program, which knows what the values of its options can be.
 fn program() -> clap::Command {
     let mount = |arg: Arg| arg.add(ArgValueCandidates::new(mounts));
-    let backends = || all(&Backend::ALL);
-    let choices = move || [vec![CompletionCandidate::new("auto")], backends()].into_iter().flatten().collect();
+    let choices = || [vec![CompletionCandidate::new("auto")], all(&Backend::ALL)].into_iter().flatten().collect();
     let helpers = || all(&Helper::ALL);
     let serve = move |command: clap::Command| {
         let command = command.mut_arg("backend", |arg| arg.add(ArgValueCandidates::new(choices)));
@@ -67,9 +66,8 @@ fn program() -> clap::Command {
                 .into_iter()
                 .fold(command, |command, action| command.mut_subcommand(action, |of| of.mut_arg("mount", mount)))
         })
-        .mut_subcommand("switch", |command| {
-            command.mut_arg("mount", mount).mut_arg("backend", |arg| arg.add(ArgValueCandidates::new(backends)))
-        })
+        // What is touched goes behind the others: so both, in their order.
+        .mut_subcommand("switch", |command| command.mut_arg("mount", mount).mut_arg("backend", |arg| arg))
         .mut_subcommand("serve", serve)
         .mut_subcommand("config", |command| command.mut_subcommand("show", serve))
 }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use super::{Global, ask, daemons, exit, fail, fail_asking, say, say_json};
+use super::{Global, ask, backend, daemons, exit, fail, fail_asking, one_of, say, say_json};
 use crate::api::Client;
 use crate::api::model::DrillStopAnswer;
 use crate::backend::drill::{Fault, Ongoing, Plan};
@@ -27,11 +27,11 @@ Only mounts with drill = true (or serve --drill) allow it. A drill ends by itsel
 pub struct Args {
     /// Name of the mount, or its mount point
     mount: String,
-    /// Whose requests: fuse2 or fuse3
-    #[arg(long, required_unless_present = "stop")]
+    /// Whose requests
+    #[arg(long, required_unless_present = "stop", value_parser = backend())]
     backend: Option<Backend>,
-    /// What becomes of them: error, delay, hang, panic, end, diverge or lose
-    #[arg(long, required_unless_present = "stop")]
+    /// What becomes of them
+    #[arg(long, required_unless_present = "stop", value_parser = one_of::<Fault>(Fault::ALL.map(Fault::name)))]
     fault: Option<Fault>,
     /// The share of them that is struck, such as 0.1 [default: 1]
     #[arg(long)]
@@ -39,8 +39,8 @@ pub struct Args {
     /// How long a delay is [default: 1s]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     delay: Option<Duration>,
-    /// Only requests of this kind, named as in the metrics: lookup, getattr, read …
-    #[arg(long)]
+    /// Only requests of this kind, named as in the metrics
+    #[arg(long, value_parser = one_of::<Operation>(Operation::ALL.iter().map(|operation| operation.name())))]
     operation: Option<Operation>,
     /// How long, at most 1h [default: 1m]
     #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]

@@ -1,5 +1,6 @@
 //! The log on standard error: text or JSON, or entries of the journal where standard error leads there.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::os::fd::AsFd;
 use std::str::FromStr;
 
@@ -86,7 +87,26 @@ fn start_with(level: &str, format: LogFormat, writer: BoxMakeWriter) -> SetLevel
         LogFormat::Text => log.with(lines.with_target(false)).init(),
         LogFormat::Json => log.with(lines.json().flatten_event(true).boxed()).init(),
     }
+    log_panics();
     set_level(handle)
+}
+
+/// Lets a panic be an event of the log, in its format, and not lines of text between its lines. Where errors are not logged it
+/// is told as ever.
+fn log_panics() {
+    let as_ever = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !tracing::enabled!(tracing::Level::ERROR) {
+            return as_ever(panic);
+        }
+        let message = panic.payload_as_str().unwrap_or("no message");
+        let location = panic.location().map(tracing::field::display);
+        let thread = std::thread::current();
+        // Empty unless RUST_BACKTRACE asks for it.
+        let backtrace = Backtrace::capture();
+        let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| tracing::field::display(&backtrace));
+        tracing::error!(location, thread = thread.name(), backtrace, "a thread has panicked: {message}");
+    }));
 }
 
 fn set_level(handle: Handle<EnvFilter, Registry>) -> SetLevel {

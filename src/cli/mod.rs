@@ -25,16 +25,19 @@ mod statfs;
 mod status;
 mod switch;
 
+use std::error::Error;
 use std::fmt::Display;
 use std::future::Future;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand};
 
 use crate::api::{ClientError, socket};
-use crate::config::{Errors, Origin, Wrong, check_flag};
+use crate::config::{Backend, Errors, Origin, Wrong, check_flag};
 
 /// Exit codes; scripts and units lean on them (64 and 78 as in sysexits.h).
 pub mod exit {
@@ -174,6 +177,24 @@ fn explain(answer: &clap::Error, usage: u8) -> ExitCode {
         _ if answer.use_stderr() => ExitCode::from(usage),
         _ => ExitCode::SUCCESS,
     }
+}
+
+/// One of these names, which completions offer and errors list.
+fn one_of<T>(names: impl IntoIterator<Item = &'static str>) -> impl TypedValueParser<Value = T>
+where
+    T: FromStr<Err: Error + Send + Sync + 'static> + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(names).try_map(|name| name.parse())
+}
+
+/// A backend, also by the names that older deployments know.
+fn backend() -> impl TypedValueParser<Value = Backend> {
+    let older = |backend| match backend {
+        Backend::Fuse2 => "fusepy",
+        Backend::Fuse3 => "pyfuse3",
+    };
+    let values = Backend::ALL.map(|backend| PossibleValue::new(backend.name()).alias(older(backend)));
+    PossibleValuesParser::new(values).try_map(|name| name.parse())
 }
 
 /// Prints an answer. A reader who has gone has read enough.

@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use super::{Global, ask, daemons, fail_asking, printable, say, say_json};
-use crate::api::model::{MountStatus, PinStatus, PromoteRequest, RollbackRequest, RolloutAnswer, RolloutStatus};
+use crate::api::model::{
+    LONGEST_REASON, MountStatus, PinStatus, PromoteRequest, RollbackRequest, RolloutAnswer, RolloutStatus,
+};
 use crate::api::{Client, ClientError};
 
 const EXAMPLES: &str = "Examples:
@@ -100,7 +102,18 @@ pub fn run(args: &Args, global: &Global) -> ExitCode {
 
 /// Asks the daemon for a rollback.
 pub fn rollback(args: &RollbackArgs, global: &Global) -> ExitCode {
-    order(&args.of, global, "rollback", |_| Some(RollbackRequest { reason: args.reason.clone() }))
+    let reason = args.reason.as_deref().map(fitting);
+    order(&args.of, global, "rollback", |_| Some(RollbackRequest { reason: reason.clone() }))
+}
+
+/// The reason, as far as the daemon takes it: an emergency is no moment to refuse one that is too long.
+fn fitting(reason: &str) -> String {
+    let mut characters = reason.chars();
+    let begin: String = characters.by_ref().take(LONGEST_REASON).collect();
+    if characters.next().is_some() {
+        tracing::warn!("the reason is cut to its first {LONGEST_REASON} characters");
+    }
+    begin
 }
 
 /// Asks the daemon to lift a pin.
@@ -184,6 +197,12 @@ pub(super) fn step(rollout: &RolloutStatus) -> String {
 mod tests {
     use super::*;
     use crate::config::Backend;
+
+    #[test]
+    fn a_reason_fits_whatever_it_is() {
+        assert_eq!(fitting("stale listings"), "stale listings");
+        assert_eq!(fitting(&"ü".repeat(5000)), "ü".repeat(LONGEST_REASON));
+    }
 
     #[test]
     fn it_says_where_it_stands() {

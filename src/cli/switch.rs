@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::{Global, ask, daemons, fail_asking, say, say_json};
+use super::{Global, ask, backend, daemons, fail_asking, say, say_json};
 use crate::api::Client;
 use crate::api::model::SwitchAnswer;
 use crate::config::Backend;
@@ -19,7 +19,8 @@ A switch that fails leaves the old backend serving and exits 1. Switching to the
 pub struct Args {
     /// Name of the mount, or its mount point
     mount: String,
-    /// The backend that is to serve: fuse2 or fuse3
+    /// The backend that is to serve
+    #[arg(value_parser = backend())]
     backend: Backend,
     /// Answer in JSON
     #[arg(long)]

@@ -406,6 +406,9 @@ pub struct Mount {
     pub dev: bool,
     /// Whether programs may be executed.
     pub exec: bool,
+    /// Whether each write waits until it is on the disk; by mount(8) alone. As with `rollout`.
+    #[serde(default)]
+    pub sync: bool,
     /// Whether faults may be injected into its backends.
     pub drill: bool,
     /// Sizes and numbers of requests.
@@ -485,6 +488,7 @@ impl Mount {
             suid: false,
             dev: false,
             exec: true,
+            sync: false,
             drill: false,
             io: Io::default(),
             cache: Cache::default(),

@@ -160,6 +160,7 @@ fn mount_directly(config: &Mount) -> Result<OwnedFd, MountError> {
     flags.set(MsFlags::MS_NOSUID, !config.suid);
     flags.set(MsFlags::MS_NODEV, !config.dev);
     flags.set(MsFlags::MS_NOEXEC, !config.exec);
+    flags.set(MsFlags::MS_SYNCHRONOUS, config.sync);
     let kind = format!("fuse.{SUBTYPE}");
     nix::mount::mount(
         Some(config.source.as_path()),
@@ -190,6 +191,9 @@ fn helper_options(config: &Mount) -> OsString {
         (config.exec, ",exec", ",noexec"),
     ] {
         options.extend_from_slice(if wanted { yes } else { no }.as_bytes());
+    }
+    if config.sync {
+        options.extend_from_slice(b",sync");
     }
     if config.allow_other {
         options.extend_from_slice(b",allow_other");

@@ -60,7 +60,7 @@ pub struct Options {
     pub alone: bool,
     /// Whether the mounts end with it, however it ends. Else their servers wait for the next daemon when it is killed.
     pub mounts_end_too: bool,
-    /// Takes a new configuration; without it SIGHUP is a hang-up, and stops.
+    /// Takes a new configuration; without it SIGHUP is a hang-up, and stops, unless there is a token to be read again.
     pub reload: Option<Reload>,
     /// Options of the program that its servers get too: those of the log.
     pub server_arguments: fn(&config::Daemon) -> Vec<String>,
@@ -112,6 +112,7 @@ fn other(error: impl Into<Box<dyn Error + Send + Sync>>) -> Failure {
 /// # Errors
 /// When it cannot begin; for one mount alone also when that fails.
 pub fn run(options: Options) -> Result<(), Failure> {
+    check_socket(&options)?;
     // Whoever has started this process may have left them blocked.
     SigSet::from_iter([SIGTERM, SIGINT, SIGHUP, SIGCHLD]).thread_unblock().map_err(other)?;
     let device = match (&options.settings.mounts[..], options.alone) {
@@ -139,6 +140,13 @@ pub fn run(options: Options) -> Result<(), Failure> {
         tracing::debug!(%error, "the folder of the servers' sockets stays");
     }
     end
+}
+
+/// Whether all sockets can be made, as far as their paths say.
+fn check_socket(options: &Options) -> Result<(), Failure> {
+    let Settings { daemon, mounts, .. } = &options.settings;
+    let left = if options.mounts_end_too { &[][..] } else { mounts };
+    socket::check_lengths(&daemon.socket, left.iter().map(|mount| mount.name.as_str())).map_err(Failure::Configuration)
 }
 
 /// What is wrong with the only mount is said before anything is made, unless a server of it is to be adopted.
@@ -367,6 +375,17 @@ impl Life {
                 self.reload().await;
                 continue;
             }
+            // A token is renewed as one of a file's daemon is; whoever has one has not started this by hand in a terminal.
+            if name == HANG_UP
+                && self.options.settings.api.token_file.is_some()
+                && let Some(listeners) = &self.listeners
+            {
+                listeners.reconfigure(self.options.settings.api.clone());
+                tracing::info!(
+                    "SIGHUP: the token file is read again; without a configuration file nothing else can change"
+                );
+                continue;
+            }
             tracing::info!("{name}: unmounting");
             return self.stop(&mut signals).await;
         }
@@ -528,6 +547,9 @@ impl Life {
         let loaded = read.map_err(|_| hangs(&format!("was not read within {READING:?}")))?;
         self.reading = None;
         let loaded = loaded.map_err(|error| error.to_string())??;
+        let Settings { mounts, .. } = &loaded.settings;
+        // The socket stays the one that it is until a restart.
+        socket::check_lengths(&self.options.settings.daemon.socket, mounts.iter().map(|mount| mount.name.as_str()))?;
         let own = own(&loaded.settings, Some(reload));
         let check = tokio::task::spawn_blocking(move || check_together(&loaded.settings, own).map(|()| loaded)).await;
         check.map_err(other).and_then(|checked| checked).map_err(|error| error.to_string())

@@ -64,10 +64,19 @@ async fn look_on(begun: &Facts, facts: &watch::Receiver<Facts>, requests: &mpsc:
         );
     }
     let mut watch = Watch::new(greeting.protocol_minor >= RESEND, begun.mount.io.threads);
+    let mut told = Backend::ALL.map(|backend| ledger.lost(backend));
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
+        // Also what a session that has ended by itself has left behind.
+        for backend in Backend::ALL {
+            let lost = ledger.lost(backend);
+            let count = lost.saturating_sub(std::mem::replace(&mut told[backend.index()], lost));
+            if watch.can_ask && count > 0 {
+                tracing::warn!(mount = begun.mount.name, %backend, count, "requests were read and not answered: the kernel has sent them again");
+            }
+        }
         let Some(waiting) = fusectl::waiting(device) else { return };
         if facts.borrow().phase != Phase::Serving {
             watch.forget();

@@ -194,6 +194,10 @@ async fn run(
         Ok(rollout) => Some(rollout),
         Err(error) => return tracing::error!(mount = mount.name, %error, "its rollout cannot be read"),
     };
+    // Whoever reads the log after a restart is to see why nothing else serves.
+    for reason in rollout.iter().flat_map(Rollout::reasons) {
+        tracing::warn!(mount = mount.name, "{reason}");
+    }
     // From 0 on, so that the first one is an increase.
     let reasons = [OPERATOR, SERVER_DIED].into_iter().chain(Rule::ALL.map(Rule::name));
     let rollbacks = reasons.map(|reason| (reason, 0)).collect();

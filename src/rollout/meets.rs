@@ -135,7 +135,7 @@ impl Situation {
             Self::Aborted => "the rollout was ended by an operator or by a change of the configuration; stable serves",
             Self::Pinned => "rolled back: stable serves, and nothing else until `unpin`",
             Self::Unreadable => {
-                "the mount's file in the state directory cannot be understood; stable serves, and it is not known whether a pin is in the file"
+                "the mount's file in the state directory cannot be understood, or another daemon uses it; stable serves, and it is not known whether a pin is in the file"
             }
         }
     }

@@ -30,6 +30,7 @@
 //! before it is acted upon, and whoever comes after orders what is wanted once more.
 
 mod change;
+mod claim;
 mod fleet;
 mod meets;
 mod plan;
@@ -42,6 +43,8 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
+use claim::Claim;
+
 pub use fleet::{MachineId, MachineIdError};
 pub use meets::{Action, Cell, Refused, Situation, cell};
 pub use plan::{Plan, Terms, Way};
@@ -49,6 +52,9 @@ pub use state::{
     Because, Event, Evidence, Keep, Moment, Note, Phase, Pin, Progress, Request, Serving, State, Transition,
 };
 pub use store::{LoadError, SaveError, Store};
+
+/// For another daemon that uses the mount's state, and is about to end.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What to do after an event, in this order.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -76,6 +82,8 @@ pub struct Rollout {
     state: State,
     terms: Terms,
     store: Store,
+    /// What keeps other daemons from the store; without it what is there is not ours to know, unless nobody can write there.
+    claim: Option<Claim>,
     /// Why the last state is not on disk.
     not_kept: Option<String>,
 }
@@ -85,8 +93,9 @@ impl Rollout {
     /// [`Rollout::wanted`] says with which backend a server is to begin.
     #[must_use]
     pub fn open(store: Store, terms: Terms) -> Self {
-        let state = restored(&store);
-        Self { state, terms, store, not_kept: None }
+        let mut claim = None;
+        let state = restored(&store, &mut claim, PATIENCE);
+        Self { state, terms, store, claim, not_kept: None }
     }
 
     /// What follows from an event.
@@ -94,6 +103,9 @@ impl Rollout {
     /// # Errors
     /// A request that is refused, and a step up that could not be kept; nothing has changed then.
     pub fn handle(&mut self, event: &Event, now: Moment) -> Result<Handled, HandleError> {
+        if matches!(event, Event::Tick(_)) && self.is_free_by_now() {
+            return self.reload(self.terms.clone(), now);
+        }
         let Transition { state, keep, serve, notes } = self.state.apply(event, &self.terms, now)?;
         // What a full disk did not take is tried until it does.
         let again = self.not_kept.is_some() && matches!(event, Event::Tick(_));
@@ -113,6 +125,15 @@ impl Rollout {
         Ok(Handled { serve, notes })
     }
 
+    /// Whether another daemon has let go of the state, and it is ours from now on.
+    fn is_free_by_now(&mut self) -> bool {
+        if self.claim.is_some() || !matches!(self.state.phase(), Phase::Unreadable { .. }) {
+            return false;
+        }
+        self.claim = self.store.claim(Duration::ZERO).ok().flatten();
+        self.claim.is_some()
+    }
+
     /// Goes by other terms from now on, after a reload of the configuration or when the mount is made anew. What could not
     /// be read before is tried again.
     ///
@@ -122,7 +143,7 @@ impl Rollout {
         let was = self.state.wanted(&self.terms);
         let mut reread = false;
         if matches!(self.state.phase(), Phase::Unreadable { .. }) {
-            self.state = self.state.reread(restored(&self.store));
+            self.state = self.state.reread(restored(&self.store, &mut self.claim, Duration::ZERO));
             reread = true;
         }
         self.terms = terms;
@@ -216,7 +237,14 @@ impl Status {
     }
 }
 
-fn restored(store: &Store) -> State {
+/// What was kept, if no other daemon keeps something else there.
+fn restored(store: &Store, claim: &mut Option<Claim>, patience: Duration) -> State {
+    if claim.is_none() {
+        match store.claim(patience) {
+            Ok(claimed) => *claim = claimed,
+            Err(error) => return State::restored(Phase::Unreadable { why: error.to_string() }),
+        }
+    }
     let phase = store.load().unwrap_or_else(|error| Some(Phase::Unreadable { why: error.to_string() }));
     State::restored(phase.unwrap_or(Phase::Idle { by_hand: None }))
 }

@@ -9,10 +9,12 @@ use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::claim::{Claim, NoClaim};
 use super::state::Phase;
 
 /// Version of the file. A later one is refused; fields that are unknown are not, so adding some needs no new version.
@@ -45,6 +47,18 @@ pub enum LoadError {
         file: PathBuf,
         /// What is wrong with it.
         why: String,
+    },
+    /// Another daemon uses it, and has a mount of the same name.
+    #[error(
+        "{} is used by another daemon ({}): give this one another daemon.state_dir, or the mount another name",
+        file.display(),
+        pid.map_or_else(|| "its process is not known".into(), |pid| format!("process {pid}"))
+    )]
+    InUse {
+        /// The file.
+        file: PathBuf,
+        /// That daemon's process, if it is known.
+        pid: Option<u32>,
     },
     /// The system does not let it be read.
     #[error("{} cannot be read ({source}): let the daemon's user read it, or set daemon.state_dir", file.display())]
@@ -163,7 +177,7 @@ pub struct Store {
 
 impl Store {
     /// In the folder, which is made when it is needed. `name` tells the mount from all others whose state is kept there,
-    /// those of other daemons of the same user included: two of them would overwrite each other's pins.
+    /// those of other daemons of the same user included.
     #[must_use]
     pub fn new(folder: impl Into<PathBuf>, name: &str) -> Self {
         Self { folder: folder.into(), name: file_name(name) }
@@ -173,6 +187,24 @@ impl Store {
     #[must_use]
     pub fn file(&self) -> PathBuf {
         self.folder.join(&self.name)
+    }
+
+    /// Keeps other daemons from it. Waits so long for one that is about to end. `None` where nothing can be made in the folder:
+    /// nobody can keep anything there then.
+    ///
+    /// # Errors
+    /// When another daemon uses it.
+    pub(super) fn claim(&self, patience: Duration) -> Result<Option<Claim>, LoadError> {
+        let path = self.folder.join(format!(".{}.lock", self.name));
+        let claimed = RealDisk.make_folder(&self.folder).map_err(NoClaim::Failed);
+        match claimed.and_then(|()| Claim::take(&path, patience)) {
+            Ok(claim) => Ok(Some(claim)),
+            Err(NoClaim::Taken(pid)) => Err(LoadError::InUse { file: self.file(), pid }),
+            Err(NoClaim::Failed(error)) => {
+                tracing::debug!(path = %path.display(), %error, "other daemons cannot be kept from a mount's state");
+                Ok(None)
+            }
+        }
     }
 
     /// What was kept; `None` if nothing was.

@@ -42,8 +42,12 @@ impl Control {
         }
         let Some(ended) = drill.stop() else { return };
         tracing::info!(struck = ended.struck, "the drill is over: {}", ended.plan);
-        if is_end_due && let Err(error) = self.served.end_session(ended.plan.backend) {
-            tracing::warn!(%error, "the drill could not end the session");
+        if is_end_due {
+            let backend = ended.plan.backend;
+            match self.served.end_session(backend) {
+                Ok(()) => tracing::warn!(%backend, "the drill ends a session"),
+                Err(error) => tracing::warn!(%backend, %error, "the drill could not end the session"),
+            }
         }
         daemon.hear(&Report::DrillOver(ended));
     }

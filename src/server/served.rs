@@ -500,6 +500,7 @@ impl Served {
         if self.context.connection.is_gone() {
             return Consequence::ConnectionGone;
         }
+        tracing::warn!(backend = %ended.backend, "its session has ended by itself");
         self.context.ledger.count_ended_session(ended.backend);
         if self.slices.take().is_some() {
             return self.fail_over_from_slices(ended.backend);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use fuser::{Config, INodeNo, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyXattr, Request, Session, SessionACL};
 
 use super::drill::{Part, Strike};
-use super::{Context, InDrill, StartError, TakeBack, entry_lifetime, guarded, guarded_in_drill};
+use super::{Context, InDrill, StartError, TakeBack, entry_lifetime, guarded, guarded_in_drill, note_end};
 use crate::config::{Backend, Cache};
 use crate::connection::port::{BlockingPort, InHandler, LargeReply, OnEnd, Port, SMALL_REPLY};
 use crate::vfs::{Attr, Caller, Entry, Operation, Result, Vfs, XattrSize};
@@ -60,9 +60,12 @@ pub(super) fn start(
     port.keep(Box::new(session.notifier()));
     std::thread::Builder::new()
         .name("fuse2-run".into())
-        .spawn(move || match session.run() {
-            Ok(()) => tracing::debug!("a session of fuse2 has ended"),
-            Err(error) => tracing::warn!(%error, "a session of fuse2 has ended"),
+        .spawn({
+            let port = port.clone();
+            move || {
+                let end = session.run();
+                note_end(Backend::Fuse2, port.is_to_end(), &end);
+            }
         })
         .map_err(|error| failed(error.to_string()))?;
     port.enlist(limit).inspect_err(|_| port.retire())?;

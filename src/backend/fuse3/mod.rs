@@ -21,7 +21,7 @@ use futures_util::FutureExt;
 use parking_lot::Mutex;
 
 use super::drill::{Part, Strike};
-use super::{Context, InDrill, StartError, TakeBack, entry_lifetime, guarded, guarded_in_drill};
+use super::{Context, InDrill, StartError, TakeBack, entry_lifetime, guarded, guarded_in_drill, note_end};
 use crate::config::{Backend, Cache};
 use crate::connection::port::{InTask, OnEnd, PolledPort, Port};
 use crate::ledger::AnswerStatus;
@@ -89,9 +89,9 @@ async fn serve(
         Err(message) => return drop(ready.send(Err(message))),
     };
     // A bug in the crate may panic its task; awaiting it would pass the panic on to us.
-    let session = std::panic::AssertUnwindSafe(handle).catch_unwind().map(|end| match end {
-        Ok(Ok(())) => tracing::debug!("a session of fuse3 has ended"),
-        Ok(Err(error)) => tracing::warn!(%error, "a session of fuse3 has ended"),
+    let ends = port.clone();
+    let session = std::panic::AssertUnwindSafe(handle).catch_unwind().map(move |end| match end {
+        Ok(end) => note_end(Backend::Fuse3, ends.is_to_end(), &end),
         Err(_panic) => tracing::error!("a session of fuse3 has panicked"),
     });
     let introduced = tokio::task::spawn_blocking({

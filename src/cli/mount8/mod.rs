@@ -29,6 +29,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{absolute, ask, fail, log, say};
 use crate::api::socket;
 use crate::config;
+use crate::connection::mountinfo::{self, Mounted};
 use crate::daemon;
 use options::{Unknown, Wanted};
 
@@ -114,8 +115,18 @@ fn run() -> ExitCode {
         (true, _, _) => serve(wanted, &place),
         (false, true, _) => ExitCode::SUCCESS,
         (false, false, true) => remount::run(&wanted.mount),
+        (false, false, false) if is_served(&cli.mountpoint, &place) => {
+            let why = "is mounted already: `umount` it first; `mount -o remount,…` changes what is mounted";
+            fail(exit::FAILED, format_args!("{} {why}", cli.mountpoint.display()))
+        }
         (false, false, false) => ask(start(&cli, &place)),
     }
+}
+
+/// Whether this is mounted, by a daemon that lives. One without a daemon gets another.
+fn is_served(mountpoint: &Path, socket: &Path) -> bool {
+    let table = mountinfo::read().unwrap_or_default();
+    mountinfo::at(&table, mountpoint).is_some_and(Mounted::is_ours) && socket::has_listener(socket)
 }
 
 /// Serves until the mount is gone.

@@ -7,15 +7,13 @@ use crate::config::{self, Mount};
 
 /// Options that mean something to mount(8), systemd or other file systems, and nothing here. (`default_permissions` is
 /// always set.)
-const MEANINGLESS: [&str; 33] = [
+const MEANINGLESS: [&str; 30] = [
     "_netdev",
-    "async",
     "atime",
     "auto",
     "default_permissions",
     "defaults",
     "diratime",
-    "dirsync",
     "group",
     "iversion",
     "lazytime",
@@ -38,7 +36,6 @@ const MEANINGLESS: [&str; 33] = [
     "relatime",
     "silent",
     "strictatime",
-    "sync",
     "user",
     "users",
 ];
@@ -108,6 +105,14 @@ impl Wanted {
             ("nodev", None) => mount.dev = false,
             ("exec", None) => mount.exec = true,
             ("noexec", None) => mount.exec = false,
+            ("sync", None) => mount.sync = true,
+            ("async", None) => mount.sync = false,
+            // The kernel heeds it for no FUSE file system.
+            ("dirsync", None) => {
+                return Err(
+                    "FUSE has none: mount what the source lies on with it, or take `sync` for what is written".into()
+                );
+            }
             ("allow_other", None) => mount.allow_other = true,
             ("fallback", None) => mount.fallback = true,
             ("nofallback", None) => mount.fallback = false,
@@ -182,7 +187,7 @@ mod tests {
     fn everything_can_be_said() {
         let wanted = parse_strictly(&[
             "ro,allow_other,backend=fuse2,helper=direct,name=other,nofallback",
-            r#"suid,dev,noexec,socket="/run/a,b.sock",log_level="debug,fuse3=trace""#,
+            r#"suid,dev,noexec,sync,socket="/run/a,b.sock",log_level="debug,fuse3=trace""#,
         ])
         .unwrap();
         let expected = Mount {
@@ -194,6 +199,7 @@ mod tests {
             suid: true,
             dev: true,
             exec: false,
+            sync: true,
             ..Mount::new("other", "/srv", "/mnt/projects")
         };
         assert_eq!(wanted.mount, expected);
@@ -202,7 +208,7 @@ mod tests {
     }
 
     #[rstest]
-    #[case("nofail,_netdev,noauto,users,user=alice,owner,noatime,relatime,async,sync")]
+    #[case("nofail,_netdev,noauto,users,user=alice,owner,noatime,relatime,async")]
     #[case("x-systemd.automount,x-systemd.idle-timeout=60,X-mount.mkdir,comment=ours")]
     fn what_is_meant_for_others_is_no_matter(#[case] options: &str) {
         assert_eq!(parse_strictly(&[options]).unwrap().mount, Mount::new("projects", "/srv", "/mnt/projects"));
@@ -230,6 +236,7 @@ mod tests {
     #[case("log_level=loud", "use error, warn")]
     #[case("socket=", "empty")]
     #[case("user_id=0", "unknown option")]
+    #[case("dirsync", "FUSE has none")]
     #[case("remount,color=blue", "unknown option")]
     fn wrong_ones_are_named(#[case] options: &str, #[case] why: &str) {
         let error = parse_strictly(&[options]).unwrap_err();

@@ -44,6 +44,7 @@ fn set(wanted: &Mount) -> Result<(), String> {
     flags.set(MsFlags::MS_NOSUID, !wanted.suid);
     flags.set(MsFlags::MS_NODEV, !wanted.dev);
     flags.set(MsFlags::MS_NOEXEC, !wanted.exec);
+    flags.set(MsFlags::MS_SYNCHRONOUS, wanted.sync);
     mount(None::<&str>, &wanted.mountpoint, None::<&str>, flags, None::<&str>).map_err(|error| match error {
         Errno::EBUSY => "files are open for writing there; `fuser -vm` shows by whom".into(),
         Errno::EPERM => "only root may do that".into(),

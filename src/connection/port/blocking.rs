@@ -265,6 +265,12 @@ impl BlockingPort {
         PortError::Silent { backend: Backend::Fuse2, what, limit }
     }
 
+    /// Whether the end of the session is no surprise: it was retired, or the kernel has ended the connection.
+    #[must_use]
+    pub fn is_to_end(&self) -> bool {
+        self.is_retired.load(SeqCst) || self.wires.connection.is_gone()
+    }
+
     fn reader_ended(&self, slot: usize) {
         let mut muster = self.muster.lock();
         for reader in muster.readers.iter_mut().filter(|reader| reader.slot == slot) {

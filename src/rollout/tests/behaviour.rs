@@ -362,7 +362,8 @@ fn each_transition_is_on_disk_when_it_is_acted_upon() {
     let folder = tempfile::tempdir().unwrap();
     let folder = &folder.path().join("made/when/needed");
     let mut rollout = open(folder);
-    assert!(!folder.exists(), "nothing has happened yet");
+    let kept = || Store::new(folder, "projects").load().unwrap();
+    assert_eq!(kept(), None, "nothing has happened yet");
     for request in [
         Request::Start,
         Request::Promote { from: None },
@@ -374,7 +375,7 @@ fn each_transition_is_on_disk_when_it_is_acted_upon() {
         Request::Unpin,
     ] {
         rollout.handle(&Event::Asked(request.clone()), Moment::now()).unwrap();
-        assert_eq!(open(folder).state().phase(), rollout.state().phase(), "{request:?}");
+        assert_eq!(kept().as_ref(), Some(rollout.state().phase()), "{request:?}");
     }
 }
 
@@ -403,7 +404,8 @@ fn what_goes_up_waits_for_the_disk_and_what_goes_down_does_not() {
     std::fs::remove_file(folder).unwrap();
     std::fs::rename(&aside, folder).unwrap();
     rollout.handle(&Event::Tick(Evidence::Enough), Moment::now()).unwrap();
-    assert_eq!((open(folder).state().phase(), rollout.reasons().len()), (rollout.state().phase(), 1));
+    let kept = Store::new(folder, "projects").load().unwrap();
+    assert_eq!((kept.as_ref(), rollout.reasons().len()), (Some(rollout.state().phase()), 1));
     rollout.handle(&Event::Asked(Request::Unpin), Moment::now()).unwrap();
     assert_eq!(rollout.reasons(), [""; 0]);
     assert_eq!(rollout.status().unwrap().state, "idle");
@@ -426,6 +428,36 @@ fn what_cannot_be_read_is_left_alone_until_somebody_has_looked() {
         rollout.reload(terms(steps()), Moment::now()).unwrap();
         rollout.handle(&Event::Asked(Request::Start), Moment::now()).unwrap();
     }
+}
+
+/// Two daemons with the same state directory, and a mount of the same name.
+#[test]
+fn another_daemons_pin_is_neither_shown_nor_lifted() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut one = open(folder.path());
+    one.handle(&Event::Asked(Request::Rollback { reason: None }), Moment::now()).unwrap();
+    let mut other = open(folder.path());
+    assert_eq!((other.wanted(), other.state().pin()), (Serving::Only(STABLE), None));
+    let reasons = other.reasons();
+    let names_it = reasons[0].contains(&format!("is used by another daemon (process {})", std::process::id()));
+    assert!(reasons.len() == 1 && names_it && reasons[0].contains("daemon.state_dir"), "{reasons:?}");
+    for request in [Request::Unpin, Request::Start, Request::Switch(CANDIDATE)] {
+        let refused = other.handle(&Event::Asked(request), Moment::now()).unwrap_err().to_string();
+        assert!(refused.contains("is used by another daemon"), "{refused}");
+    }
+    // Neither by time nor by a reload, as long as the other is there.
+    other.handle(&Event::Tick(Evidence::Enough), Moment::now()).unwrap();
+    other.reload(terms(steps()), Moment::now()).unwrap();
+    assert_eq!(other.state().pin(), None);
+    let pin = one.state().pin().cloned();
+    assert_eq!(Store::new(folder.path(), "projects").load().unwrap().as_ref(), Some(one.state().phase()));
+
+    drop(one);
+    let handled = other.handle(&Event::Tick(Evidence::Enough), Moment::now()).unwrap();
+    assert_eq!((handled.serve, other.state().pin().cloned()), (Some(Serving::Only(STABLE)), pin));
+    other.handle(&Event::Asked(Request::Unpin), Moment::now()).unwrap();
+    drop(other);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "the state alone is left");
 }
 
 #[test]

@@ -444,6 +444,12 @@ impl PolledPort {
         Gone(self)
     }
 
+    /// Whether the end of the session is no surprise: it was retired, or the kernel has ended the connection.
+    #[must_use]
+    pub fn is_to_end(&self) -> bool {
+        self.is_retired.load(SeqCst) || self.wires.connection.is_gone()
+    }
+
     /// The session's main task has ended, for whatever reason.
     fn session_ended(&self) {
         self.has_ended.store(true, SeqCst);
