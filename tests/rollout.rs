@@ -239,6 +239,58 @@ fn a_server_that_dies_comes_back_with_its_weights_and_the_second_one_pins() {
     });
 }
 
+/// By hand or committed is the same: what could not be mounted for a while comes back as it was, and what servers die of does
+/// not, until somebody asks for it.
+#[test]
+fn a_backend_is_given_up_for_deaths_and_not_for_outages() {
+    unless_skipped(require_root(), || {
+        let service = start(LONG);
+        assert!(service.ask(&["switch", "tried", "fuse3"]).status.success());
+        let (source, aside) = (service.sandbox.source().join("tried"), service.sandbox.source().join("aside"));
+        let kill_server = || {
+            let server = service.server("tried");
+            kill(Pid::from_raw(server.try_into().unwrap()), Signal::SIGKILL).unwrap();
+        };
+        let next_server = || {
+            wait_for("the end of one", COMMAND_LIMIT, || {
+                tried(&service)["reasons"].to_string().contains("SIGKILL").then_some(())
+            });
+            // A reload is what hurries the next attempt.
+            service.send(Signal::SIGHUP);
+            wait_for("another server", COMMAND_LIMIT, || is_served(&service).then_some(()));
+        };
+        fs::rename(&source, &aside).unwrap();
+        kill_server();
+        wait_for("two attempts to fail", COMMAND_LIMIT, || {
+            (service.log().matches("not served: the source").count() >= 2).then_some(())
+        });
+        fs::rename(&aside, &source).unwrap();
+        service.send(Signal::SIGHUP);
+        wait_for("another server", COMMAND_LIMIT, || is_served(&service).then_some(()));
+        assert_eq!(active(&tried(&service)), (0, 100), "that the source was missing is not its fault");
+
+        // A slow machine may take so long that two deaths have nothing to do with each other.
+        let is_given_up = (0..6).any(|_| {
+            kill_server();
+            next_server();
+            active(&tried(&service)) == (100, 0)
+        });
+        assert!(is_given_up, "{}", tried(&service));
+        let mount = tried(&service);
+        assert_eq!(mount["health"], "degraded");
+        assert!(
+            mount["reasons"].to_string().contains("fuse2 serves instead of fuse3 (servers died while fuse3 served)")
+        );
+        // Nor does the next server try it.
+        kill_server();
+        next_server();
+        assert_eq!(active(&tried(&service)), (100, 0));
+        assert!(service.ask(&["switch", "tried", "fuse3"]).status.success());
+        assert_eq!((active(&tried(&service)), tried(&service)["health"].as_str()), ((0, 100), Some("healthy")));
+        service.stop();
+    });
+}
+
 #[test]
 fn a_candidate_whose_session_ends_is_rolled_back_and_nobody_notices() {
     unless_skipped(require_root(), || {

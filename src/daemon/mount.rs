@@ -111,8 +111,8 @@ pub enum Beginning {
         meeting: Option<PathBuf>,
         /// The backend that served before, if this server replaces one that has died.
         resume: Option<Backend>,
-        /// Why it does not begin with what is wanted, if so.
-        gave_up: Option<String>,
+        /// The backend that is wanted, if servers died of it and this one begins with another.
+        given_up: Option<Backend>,
     },
     /// It serves already, started by an earlier daemon.
     Adopted {
@@ -196,7 +196,7 @@ impl<'a> Task<'a> {
     /// Runs the server from its start to its end.
     pub async fn run(mut self, beginning: Beginning) -> End {
         let begun = match beginning {
-            Beginning::Serve { meeting, resume, gave_up } => self.start(meeting, resume, gave_up).await,
+            Beginning::Serve { meeting, resume, given_up } => self.start(meeting, resume, given_up).await,
             Beginning::Adopted { hello, log_level } => {
                 let because = match &hello.because {
                     Some((Cause::Failover, why)) => Because::FailedOver(why.clone()),
@@ -239,7 +239,7 @@ impl<'a> Task<'a> {
         &mut self,
         meeting: Option<PathBuf>,
         resume: Option<Backend>,
-        gave_up: Option<String>,
+        given_up: Option<Backend>,
     ) -> Result<(), End> {
         let order = Order::Serve { version: VERSION, mount: Box::new((*self.mount).clone()), meeting, resume };
         self.server.send(&order).map_err(|error| End::Failed(error.to_string()))?;
@@ -276,11 +276,13 @@ impl<'a> Task<'a> {
             };
             match report {
                 Report::Hello(hello) if hello.version == VERSION => {
-                    let how = match gave_up {
-                        Some(why) => How::GaveUp(why),
+                    let how = match given_up {
+                        Some(backend) if backend != hello.active => {
+                            How::GaveUp(format!("servers died while {backend} served"))
+                        }
                         // As it was told; by now something else may be wanted.
-                        None if resume == Some(hello.active) => How::Adopted(Because::Ordered),
-                        None => How::Started,
+                        _ if resume == Some(hello.active) => How::Adopted(Because::Ordered),
+                        _ => How::Started,
                     };
                     self.greet(*hello, how);
                     return Ok(());

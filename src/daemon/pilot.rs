@@ -67,7 +67,7 @@ pub enum Happened {
 pub enum How {
     /// It was started, and serves what works of what is wanted.
     Started,
-    /// It was started with the stable backend, because servers died of another one.
+    /// It was started with another backend than the one that is wanted, because servers died of that.
     GaveUp(String),
     /// An earlier daemon has left it.
     Adopted(Because),
@@ -400,13 +400,11 @@ impl Task {
                 self.reload().await;
                 let event = match how {
                     How::Started => Event::ServerStarted { serving },
-                    How::GaveUp(why) => {
-                        self.follow(Event::ServerStarted { serving }, "server").await;
-                        Event::OrderFailed { serving, why }
-                    }
+                    How::GaveUp(why) => Event::GaveUp { serving, why },
                     How::Adopted(because) => Event::ServerAdopted { serving, because },
                 };
-                self.follow(event, "server").await;
+                let by = if matches!(event, Event::GaveUp { .. }) { SERVER_DIED } else { "server" };
+                self.follow(event, by).await;
             }
             Happened::Ended { died } => {
                 self.follow(Event::ServerEnded { died }, SERVER_DIED).await;

@@ -26,6 +26,7 @@ pub(super) fn apply(state: &State, event: &Event, terms: &Terms, now: Moment) ->
         Event::Tick(evidence) => change.tick(evidence),
         Event::Reloaded => change.meet_terms(),
         Event::ServerStarted { serving } => change.started(*serving),
+        Event::GaveUp { serving, why } => change.gave_up(*serving, why),
         Event::ServerAdopted { serving, because } => change.adopted(*serving, because),
         Event::ServerEnded { died } => change.server_ended(*died),
         Event::FailedOver { to, why } => change.failed_over(*to, why),
@@ -63,6 +64,9 @@ impl Change<'_> {
         if place(&state) != place(before) {
             state.waits = None;
         }
+        if state.given_up().is_none_or(|(backend, _)| backend == terms.stable) {
+            state.gave_up = None;
+        }
         let rises = state.weight(terms) > before.weight(terms);
         let must = rises || matches!(event, Event::Asked(Request::Start | Request::Unpin));
         let keep = match changed {
@@ -96,6 +100,7 @@ impl Change<'_> {
             }
             Cell::Do(_) => {}
         }
+        self.state.gave_up = None;
         match request {
             Request::Switch(to) => self.switch(*to),
             Request::Rollback { reason } => {
@@ -197,6 +202,7 @@ impl Change<'_> {
     }
 
     fn run(&mut self, progress: Progress) {
+        self.state.gave_up = None;
         self.state.kept = Duration::ZERO;
         self.state.phase = Phase::Running(progress);
     }
@@ -315,6 +321,25 @@ impl Change<'_> {
             self.order = false;
         } else {
             self.order = wanted != Serving::Only(serving);
+        }
+    }
+
+    /// What kills servers is not ordered again by itself: while it was tried, that is the same as a rule that is broken;
+    /// after that, stable serves until somebody asks for it once more.
+    fn gave_up(&mut self, serving: Backend, why: &str) {
+        self.started(serving);
+        let is_other = serving == self.terms.stable && self.state.wanted(self.terms) != Serving::Only(serving);
+        match &self.state.phase {
+            Phase::Running(progress) if is_other && progress.trial.weight() > 0 => {
+                let figures = serde_json::json!({"deaths": progress.deaths, "weight": progress.trial.weight()});
+                self.roll_back(why, &figures);
+            }
+            Phase::Committed { .. } | Phase::Idle { by_hand: Some(_) } if is_other => {
+                self.state.gave_up = Some(why.into());
+                self.order = false;
+                self.notes.push(Note::Fallback { serving, reason: why.into() });
+            }
+            _ => {}
         }
     }
 

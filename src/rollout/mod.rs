@@ -168,6 +168,12 @@ impl Rollout {
         if let Some(pin) = self.state.pin() {
             reasons.push(format!("it is pinned to {} ({})", self.terms.stable, pin.reason));
         }
+        if let Some((backend, why)) = self.state.given_up() {
+            reasons.push(format!(
+                "{} serves instead of {backend} ({why}): `lighthouse-fs switch {} {backend}` tries it again",
+                self.terms.stable, self.terms.mount
+            ));
+        }
         reasons.extend(self.not_kept.as_ref().map(|why| format!("a restart would forget where its rollout is: {why}")));
         reasons.extend(self.terms.plan().and_then(Plan::trouble).map(ToString::to_string));
         reasons

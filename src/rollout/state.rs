@@ -205,6 +205,13 @@ pub enum Event {
         /// With this backend.
         serving: Backend,
     },
+    /// A new server serves, and was not told to begin with what is wanted: servers have died of that, one after the other.
+    GaveUp {
+        /// With this backend.
+        serving: Backend,
+        /// What was seen.
+        why: String,
+    },
     /// A server that an earlier daemon has left serves on.
     ServerAdopted {
         /// With this backend, or with both.
@@ -363,6 +370,8 @@ pub struct State {
     pub(super) fallback: Option<String>,
     /// Why a step goes on whose time is over.
     pub(super) waits: Option<String>,
+    /// Why stable serves in the place of what was committed or switched to by hand, until somebody asks for that again.
+    pub(super) gave_up: Option<String>,
 }
 
 impl State {
@@ -370,7 +379,7 @@ impl State {
     #[must_use]
     pub fn restored(phase: Phase) -> Self {
         let kept = if let Phase::Running(progress) = &phase { progress.elapsed } else { Duration::ZERO };
-        Self { phase, watched: None, kept, fallback: None, waits: None }
+        Self { phase, watched: None, kept, fallback: None, waits: None, gave_up: None }
     }
 
     /// What could be read by now, in the place of what could not; a server may serve meanwhile.
@@ -402,10 +411,21 @@ impl State {
         self.waits.as_deref()
     }
 
+    /// The backend that stable serves in the place of because servers died of it, and what was seen.
+    #[must_use]
+    pub fn given_up(&self) -> Option<(Backend, &str)> {
+        let why = self.gave_up.as_deref()?;
+        match self.phase {
+            Phase::Committed { candidate: backend } | Phase::Idle { by_hand: Some(backend) } => Some((backend, why)),
+            _ => None,
+        }
+    }
+
     /// What is to serve.
     #[must_use]
     pub fn wanted(&self, terms: &Terms) -> Serving {
         match &self.phase {
+            _ if self.gave_up.is_some() => Serving::Only(terms.stable),
             Phase::Idle { by_hand: Some(backend) } => Serving::Only(*backend),
             Phase::Committed { candidate } => Serving::Only(*candidate),
             Phase::Running(Progress { candidate, trial, .. }) => match trial.weight() {

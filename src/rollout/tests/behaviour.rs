@@ -218,6 +218,68 @@ fn servers_that_die() {
     assert_eq!(shadow.situation(), Situation::Running, "it had no request");
 }
 
+/// What servers die of is not ordered again, whatever happens to the next server, until somebody asks for it.
+#[rstest]
+#[case::committed(Situation::Committed)]
+#[case::by_hand(Situation::Idle)]
+fn what_kills_its_servers_is_given_up(#[case] situation: Situation) {
+    let mut stage = stage(situation);
+    if situation == Situation::Idle {
+        stage.ask(Request::Switch(CANDIDATE)).unwrap();
+    }
+    let why = || "servers died while fuse3 served".to_owned();
+    stage.event(Event::ServerEnded { died: true });
+    let gave_up = stage.event(Event::GaveUp { serving: STABLE, why: why() });
+    assert_eq!(gave_up.notes, [Note::Fallback { serving: STABLE, reason: why() }]);
+    let is_given_up = |stage: &Stage| {
+        assert_eq!(stage.situation(), situation);
+        assert_eq!(stage.state.given_up(), Some((CANDIDATE, "servers died while fuse3 served")));
+        assert_eq!(stage.state.wanted(&stage.terms), Serving::Only(STABLE));
+    };
+    is_given_up(&stage);
+    for event in [
+        Event::Tick(Evidence::Enough),
+        Event::Reloaded,
+        Event::ServerEnded { died: true },
+        Event::ServerStarted { serving: STABLE },
+    ] {
+        let next = stage.event(event);
+        assert_eq!(next.serve.filter(|serve| *serve != Serving::Only(STABLE)), None, "{next:?}");
+        is_given_up(&stage);
+    }
+    let again = stage.ask(Request::Switch(CANDIDATE)).unwrap();
+    assert_eq!((again.serve, stage.state.given_up()), (Some(Serving::Only(CANDIDATE)), None));
+    stage.event(Event::GaveUp { serving: STABLE, why: why() });
+    stage.ask(Request::Switch(STABLE)).unwrap();
+    assert_eq!((stage.state.given_up(), stage.weight()), (None, 0));
+}
+
+/// The second death in a step rolls back already; that a server begins with another backend says the same.
+#[test]
+fn what_kills_its_servers_while_it_is_tried_is_rolled_back() {
+    for situation in [Situation::FleetInside, Situation::Running] {
+        let mut stage = stage(situation);
+        if situation == Situation::Running {
+            stage.ask(Request::Promote { from: None }).unwrap();
+        }
+        assert_eq!(stage.weight(), 100);
+        stage.event(Event::ServerEnded { died: true });
+        let gave_up = stage.event(Event::GaveUp { serving: STABLE, why: "servers died".into() });
+        assert_eq!((stage.pin().reason.as_str(), gave_up.serve), ("servers died", Some(Serving::Only(STABLE))));
+    }
+}
+
+/// Nobody knows better than to go by the configuration.
+#[test]
+fn where_nothing_else_is_wanted_nothing_is_given_up() {
+    for situation in [Situation::Idle, Situation::Aborted, Situation::Pinned, Situation::NoCandidate] {
+        let mut stage = stage(situation);
+        stage.event(Event::ServerEnded { died: true });
+        let started = stage.event(Event::GaveUp { serving: STABLE, why: "servers died".into() });
+        assert_eq!((stage.situation(), stage.state.given_up(), started.serve), (situation, None, None));
+    }
+}
+
 #[test]
 fn a_rollout_does_not_go_on_without_the_stable_backend() {
     let mut stage = running();

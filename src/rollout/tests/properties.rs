@@ -57,6 +57,7 @@ fn happenings() -> impl Strategy<Value = Happening> {
         2 => plans().prop_map(Happening::Reload),
         2 => Just(Happening::Restart),
         2 => backends().prop_map(|serving| Happening::Event(Event::ServerStarted { serving })),
+        1 => backends().prop_map(move |serving| Happening::Event(Event::GaveUp { serving, why: why() })),
         1 => any::<bool>().prop_map(|died| Happening::Event(Event::ServerEnded { died })),
         1 => backends().prop_map(move |to| Happening::Event(Event::FailedOver { to, why: why() })),
         1 => backends().prop_map(move |serving| Happening::Event(Event::OrderFailed { serving, why: why() })),
@@ -87,7 +88,9 @@ fn check(
     }
     // What goes up was kept before, but for what an operator has switched to, and what is served already.
     let by_hand = matches!(after.phase(), Phase::Idle { by_hand: Some(_) });
-    if weight > before.weight(terms) && !by_hand {
+    let is_tried_again = before.given_up().is_some() && after.phase() == before.phase();
+    prop_assert!(!is_tried_again || matches!(event, Event::Asked(_)) || weight == 0, "{:?}", event);
+    if weight > before.weight(terms) && !by_hand && !is_tried_again {
         prop_assert_eq!(transition.keep, Some(Keep::Must));
     }
     let step = |state: &State| match state.phase() {
