@@ -19,9 +19,9 @@ use crate::api::ControlError;
 use crate::api::events::{self, Events};
 use crate::config::Backend;
 use crate::guard::Rule;
-use crate::ledger::{Cause, Ledger};
+use crate::ledger::{Cause, Ledger, coarse_now};
 use crate::rollout::{
-    self, Because, Event, HandleError, Handled, MachineId, MachineIdError, Moment, Note, Pin, Refused, Rollout,
+    self, Because, Event, Force, HandleError, Handled, MachineId, MachineIdError, Moment, Note, Pin, Refused, Rollout,
     Serving, Store, Terms,
 };
 use crate::server::orders::Switched;
@@ -32,6 +32,9 @@ const TICK: Duration = Duration::from_secs(1);
 const OPENING: Duration = Duration::from_secs(5);
 /// For it to take what is to be kept. One whose file system hangs must not hold up the way back.
 const KEEPING: Duration = Duration::from_secs(5);
+
+/// A server's control loop shows twice a second that it lives. Time counts only if it has.
+const LONGEST_SILENCE: Duration = Duration::from_secs(2);
 
 /// What the keeper tells.
 #[derive(Debug)]
@@ -247,7 +250,7 @@ async fn run(
             _ = ticks.tick() => {
                 if !task.is_away() {
                     let evidence = judged.borrow().evidence(task.tried().as_ref());
-                    task.follow(Event::Tick(evidence), "bake_time").await;
+                    task.follow(Event::Tick { force: task.force(), evidence }, "bake_time").await;
                     task.insist().await;
                 }
             }
@@ -413,6 +416,24 @@ impl Task {
             Happened::FailedOver { to, why } => {
                 self.follow(Event::FailedOver { to, why }, Rule::EndedSession.name()).await;
             }
+        }
+    }
+
+    /// Whether what is wanted is what the server does.
+    fn force(&self) -> Force {
+        let off = |why: &str| Force::Off(why.into());
+        let Some(rollout) = &self.rollout else { return off("it is being decided") };
+        let facts = self.facts.borrow();
+        let Some((_, ledger)) = facts.server.as_ref().filter(|_| facts.phase == Phase::Serving) else {
+            return off("the mount is not served, or changes its backend at this moment");
+        };
+        let silence = Duration::from_nanos(coarse_now().saturating_sub(ledger.heartbeat()));
+        match serves(ledger, rollout.wanted()) {
+            _ if silence > LONGEST_SILENCE => {
+                Force::Off(format!("the server has shown no sign of life for {} s", silence.as_secs()))
+            }
+            true => Force::On,
+            false => off("the server does not serve yet as it is to"),
         }
     }
 

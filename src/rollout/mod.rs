@@ -8,7 +8,7 @@
 //!
 //! ```no_run
 //! use lighthouse_fs::config::{Daemon, Mount};
-//! use lighthouse_fs::rollout::{Event, Evidence, MachineId, Moment, Request, Rollout, Store, Terms};
+//! use lighthouse_fs::rollout::{Event, Evidence, Force, MachineId, Moment, Request, Rollout, Store, Terms};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let (daemon, mount) = (Daemon::new("/run/control.sock"), Mount::new("projects", "/srv/projects", "/mnt/projects"));
@@ -20,7 +20,7 @@
 //! rollout.reload(Terms::of(&mount, Some(stable), &machine), Moment::now())?;
 //! let first = rollout.handle(&Event::ServerStarted { serving: stable }, Moment::now())?.serve;
 //! // About once a second, and whenever something happens.
-//! let handled = rollout.handle(&Event::Tick(Evidence::Enough), Moment::now())?;
+//! let handled = rollout.handle(&Event::Tick { force: Force::On, evidence: Evidence::Enough }, Moment::now())?;
 //! let answer = rollout.handle(&Event::Asked(Request::Start), Moment::now());
 //! # Ok(())
 //! # }
@@ -46,7 +46,7 @@ pub use fleet::{MachineId, MachineIdError};
 pub use meets::{Action, Cell, Refused, Situation, cell};
 pub use plan::{Plan, Terms, Way};
 pub use state::{
-    Because, Event, Evidence, Keep, Moment, Note, Phase, Pin, Progress, Request, Serving, State, Transition,
+    Because, Event, Evidence, Force, Keep, Moment, Note, Phase, Pin, Progress, Request, Serving, State, Transition,
 };
 pub use store::{LoadError, SaveError, Store};
 
@@ -96,14 +96,14 @@ impl Rollout {
     pub fn handle(&mut self, event: &Event, now: Moment) -> Result<Handled, HandleError> {
         let Transition { state, keep, serve, notes } = self.state.apply(event, &self.terms, now)?;
         // What a full disk did not take is tried until it does.
-        let again = self.not_kept.is_some() && matches!(event, Event::Tick(_));
+        let again = self.not_kept.is_some() && matches!(event, Event::Tick { .. });
         if keep.is_some() || again {
             match self.store.save(state.phase()) {
                 Ok(()) => self.not_kept = None,
                 Err(error) => {
                     self.not_kept = Some(error.to_string());
                     if keep == Some(Keep::Must) {
-                        self.state = self.state.counted(now);
+                        self.state.count(event, now);
                         return Err(error.into());
                     }
                 }
@@ -247,6 +247,6 @@ pub struct Status {
     /// How much it needs.
     #[serde(rename = "for", with = "humantime_serde")]
     pub bake: Option<Duration>,
-    /// Why it is paused, aborted, rolled back or unreadable; or what a step waits for whose time is over.
+    /// Why it is paused, aborted, rolled back or unreadable; or why a step's time does not run, or what it waits for when that is over.
     pub reason: Option<String>,
 }
