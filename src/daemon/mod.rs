@@ -12,6 +12,7 @@ mod life;
 mod listeners;
 mod lost;
 pub mod mount;
+mod ordering;
 pub mod pilot;
 mod preflight;
 pub mod prober;

@@ -5,6 +5,7 @@
 
 mod drill;
 
+use std::collections::VecDeque;
 use std::io;
 use std::mem;
 use std::path::{Path, PathBuf};
@@ -148,6 +149,8 @@ pub struct Task<'a> {
     owed: usize,
     /// Orders that nobody waits for and that could not be sent yet; of each kind the newest.
     unsent: Vec<Order>,
+    /// Requests that came while an answer of the server was waited for.
+    held: VecDeque<Request>,
 }
 
 impl<'a> Task<'a> {
@@ -190,6 +193,7 @@ impl<'a> Task<'a> {
             requests,
             owed: 0,
             unsent: Vec::new(),
+            held: VecDeque::new(),
         })
     }
 
@@ -370,7 +374,7 @@ impl<'a> Task<'a> {
                     Event::Report(report) => self.note(report),
                     Event::Gone(why) => Some(self.died(why)),
                 },
-                request = self.requests.recv() => match request {
+                request = next(&mut self.held, self.requests) => match request {
                     Some(Request::Reconfigure(mount)) => {
                         self.reconfigure(&mount);
                         self.reloaded = Some(Instant::now());
@@ -448,7 +452,10 @@ impl<'a> Task<'a> {
 
     async fn changed(&mut self) -> Result<Option<Switched>, (ControlError, Option<End>)> {
         loop {
-            let end = match self.server.event().await {
+            let Some(event) = self.event_unless_stopped().await else {
+                return Err((self.is_stopped(), None));
+            };
+            let end = match event {
                 Event::Report(Report::Weighed { switched, .. }) if self.owed == 0 => {
                     if let Some(switched) = &switched {
                         self.record(switched, SystemTime::now());
@@ -467,6 +474,34 @@ impl<'a> Task<'a> {
                 return Err((ControlError::NotServed { mount: self.mount.name.clone(), why }, Some(end)));
             }
         }
+    }
+
+    /// The next that the server does while its answer is waited for. Requests that it is to answer too wait meanwhile. `None`:
+    /// it is told to stop, and its answer is owed.
+    async fn event_unless_stopped(&mut self) -> Option<Event> {
+        loop {
+            tokio::select! {
+                event = self.server.event() => return Some(event),
+                request = self.requests.recv() => match request {
+                    Some(Request::Stop) | None => {
+                        self.held.push_front(Request::Stop);
+                        self.owed += 1;
+                        return None;
+                    }
+                    Some(Request::Reconfigure(mount)) if !self.is_detached => {
+                        self.reconfigure(&mount);
+                        self.reloaded = Some(Instant::now());
+                    }
+                    Some(Request::LogLevel(level)) => self.tell(Order::LogLevel { level }),
+                    Some(other) => self.held.push_back(other),
+                },
+            }
+        }
+    }
+
+    /// Why an answer is not waited for any longer.
+    fn is_stopped(&self) -> ControlError {
+        ControlError::NotServed { mount: self.mount.name.clone(), why: "it is being unmounted".into() }
     }
 
     /// Tells the server to unmount, and waits until it has or its deadline has passed.
@@ -658,6 +693,14 @@ impl<'a> Task<'a> {
         if let Some(place) = self.place.clone().filter(|_| !orderly) {
             clean(mount, &place, self.number).await;
         }
+    }
+}
+
+/// The next request: of those that have waited, if there are some.
+async fn next(held: &mut VecDeque<Request>, requests: &mut mpsc::Receiver<Request>) -> Option<Request> {
+    match held.pop_front() {
+        Some(request) => Some(request),
+        None => requests.recv().await,
     }
 }
 
