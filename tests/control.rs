@@ -154,7 +154,7 @@ impl Daemon {
                 events: Events::default(),
             };
             let task = Task::new(None, server, &plan, &facts, &mut received).unwrap();
-            task.run(Beginning::Serve { meeting: None, resume: None, gave_up: None }).await
+            task.run(Beginning::Serve { meeting: None, resume: None, given_up: None }).await
         });
         let socket = folder.path().join("control.sock");
         let listener = UnixListener::bind(&socket).unwrap();

@@ -76,6 +76,79 @@ fn is_served(service: &Service) -> bool {
     matches!(tried(service)["health"].as_str(), Some("healthy" | "degraded"))
 }
 
+/// Lets a process go on that was stopped, also when the test fails.
+struct GoesOn(Pid);
+
+impl Drop for GoesOn {
+    fn drop(&mut self) {
+        // Gone already, perhaps.
+        let _ = kill(self.0, Signal::SIGCONT);
+    }
+}
+
+/// Deadlines that a test can wait for.
+const QUICK: &str = "[mount.deadlines]\ndrain = '100ms'\nunmount = '1s'\nprobe = '60s'";
+
+#[test]
+fn a_step_takes_no_time_while_its_server_is_silent() {
+    unless_skipped(require_root(), || {
+        let service = start(&format!("{SHORT}\n{QUICK}"));
+        order(&service, &["rollout", "start"]).unwrap();
+        let server = Pid::from_raw(service.server("tried").try_into().unwrap());
+        let goes_on = GoesOn(server);
+        kill(server, Signal::SIGSTOP).unwrap();
+        // The first step may end before anybody can know; its successor is ordered, and nobody obeys.
+        let reason = || tried(&service)["rollout"]["reason"].to_string();
+        let stands = wait_for("the time to stand", COMMAND_LIMIT, || {
+            reason().contains("its time does not run").then(|| tried(&service)["rollout"]["step"].clone())
+        });
+        assert!(stands.as_u64() <= Some(2), "{stands}");
+        // Longer than all steps together: this is the measurement, not a wait for something.
+        std::thread::sleep(Duration::from_secs(6));
+        let mount = tried(&service);
+        assert_eq!(
+            (&mount["rollout"]["step"], mount["rollout"]["state"].as_str()),
+            (&stands, Some("running")),
+            "{mount}"
+        );
+        drop(goes_on);
+        wait_for("the second step", COMMAND_LIMIT, || (active(&tried(&service)) == (90, 10)).then_some(()));
+        wait_for("the time to run", COMMAND_LIMIT, || {
+            (tried(&service)["rollout"]["elapsed_seconds"].as_f64() > Some(0.)).then_some(())
+        });
+        service.stop();
+    });
+}
+
+/// What was decided counts at once, also behind an order that is not answered; and the daemon does not wait for that to end.
+#[test]
+fn a_server_that_is_silent_does_not_hold_up_what_is_decided() {
+    unless_skipped(require_root(), || {
+        let mut service = start(&format!("{LONG}\n{QUICK}"));
+        let server = Pid::from_raw(service.server("tried").try_into().unwrap());
+        let _goes_on = GoesOn(server);
+        kill(server, Signal::SIGSTOP).unwrap();
+        let began = Instant::now();
+        let begun = order(&service, &["rollout", "start"]).unwrap();
+        assert!(begun["notes"].to_string().contains("not done yet: the server has not answered"), "{begun}");
+        let paused = order(&service, &["rollout", "pause"]).unwrap();
+        assert_eq!(paused["rollout"]["state"], "paused");
+        let back = order(&service, &["rollback", "--reason", "it hangs"]).unwrap();
+        assert_eq!(back["pinned"]["reason"], "it hangs");
+        assert!(back["notes"].to_string().contains("not done yet"), "{back}");
+        // Without this each would have waited for the one before.
+        assert!(began.elapsed() < SLACK * 2, "{:?}", began.elapsed());
+        let kept = fs::read_to_string(service.sandbox.path().join("state/tried.json")).unwrap();
+        assert!(kept.contains("it hangs"), "{kept}");
+        let began = Instant::now();
+        service.send(Signal::SIGTERM);
+        let daemon = &mut service.daemon;
+        wait_for("the daemon to end", COMMAND_LIMIT * 2, || daemon.try_wait().expect("the daemon"));
+        assert!(began.elapsed() < SLACK * 2, "{:?}", began.elapsed());
+        service.sandbox.assert_nothing_left();
+    });
+}
+
 #[test]
 fn from_the_first_step_to_the_last_under_load() {
     unless_skipped(require_root(), || {
@@ -108,6 +181,8 @@ fn what_is_committed_becomes_stable_without_a_new_mount() {
         let service = start("steps = [{ weight = 100, for = '1s' }]");
         let server = service.server("tried");
         order(&service, &["rollout", "start"]).unwrap();
+        // There is no evidence without load.
+        order(&service, &["rollout", "promote"]).unwrap();
         wait_for_state(&service, "committed");
         let configured = |backend: &str| support::service::mount(&service.sandbox, "tried", backend);
         service.reload(&configured("backend = \"fuse3\"\ndrill = true\n"));
@@ -287,6 +362,58 @@ fn a_server_that_dies_comes_back_with_its_weights_and_the_second_one_pins() {
         let mount = wait_for_state(&service, "rolled_back");
         assert!(mount["pinned"]["reason"].to_string().contains("2 servers died"), "{mount}");
         wait_for("stable alone", COMMAND_LIMIT, || (active(&tried(&service)) == (100, 0)).then_some(()));
+        service.stop();
+    });
+}
+
+/// By hand or committed is the same: what could not be mounted for a while comes back as it was, and what servers die of does
+/// not, until somebody asks for it.
+#[test]
+fn a_backend_is_given_up_for_deaths_and_not_for_outages() {
+    unless_skipped(require_root(), || {
+        let service = start(LONG);
+        assert!(service.ask(&["switch", "tried", "fuse3"]).status.success());
+        let (source, aside) = (service.sandbox.source().join("tried"), service.sandbox.source().join("aside"));
+        let kill_server = || {
+            let server = service.server("tried");
+            kill(Pid::from_raw(server.try_into().unwrap()), Signal::SIGKILL).unwrap();
+        };
+        let next_server = || {
+            wait_for("the end of one", COMMAND_LIMIT, || {
+                tried(&service)["reasons"].to_string().contains("SIGKILL").then_some(())
+            });
+            // A reload is what hurries the next attempt.
+            service.send(Signal::SIGHUP);
+            wait_for("another server", COMMAND_LIMIT, || is_served(&service).then_some(()));
+        };
+        fs::rename(&source, &aside).unwrap();
+        kill_server();
+        wait_for("two attempts to fail", COMMAND_LIMIT, || {
+            (service.log().matches("not served: the source").count() >= 2).then_some(())
+        });
+        fs::rename(&aside, &source).unwrap();
+        service.send(Signal::SIGHUP);
+        wait_for("another server", COMMAND_LIMIT, || is_served(&service).then_some(()));
+        assert_eq!(active(&tried(&service)), (0, 100), "that the source was missing is not its fault");
+
+        // A slow machine may take so long that two deaths have nothing to do with each other.
+        let is_given_up = (0..6).any(|_| {
+            kill_server();
+            next_server();
+            active(&tried(&service)) == (100, 0)
+        });
+        assert!(is_given_up, "{}", tried(&service));
+        let mount = tried(&service);
+        assert_eq!(mount["health"], "degraded");
+        assert!(
+            mount["reasons"].to_string().contains("fuse2 serves instead of fuse3 (servers died while fuse3 served)")
+        );
+        // Nor does the next server try it.
+        kill_server();
+        next_server();
+        assert_eq!(active(&tried(&service)), (100, 0));
+        assert!(service.ask(&["switch", "tried", "fuse3"]).status.success());
+        assert_eq!((active(&tried(&service)), tried(&service)["health"].as_str()), ((0, 100), Some("healthy")));
         service.stop();
     });
 }
@@ -518,16 +645,6 @@ fn a_rollback_to_a_stable_backend_that_is_stuck() {
         });
         service.stop();
     });
-}
-
-/// Lets a process go on that was stopped, also when the test fails.
-struct GoesOn(Pid);
-
-impl Drop for GoesOn {
-    fn drop(&mut self) {
-        // Gone already, perhaps.
-        let _ = kill(self.0, Signal::SIGCONT);
-    }
 }
 
 #[test]

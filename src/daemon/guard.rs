@@ -49,6 +49,8 @@ impl Tried {
             _ if !is_on => return None,
             Serving::Both { candidate, weight } => (candidate, weight),
             Serving::Only(backend) if backend != stable => (backend, 100),
+            // What is committed was given up.
+            Serving::Only(_) if rollout.state == "committed" => return None,
             Serving::Only(_) => (shown.candidate?, 0),
         };
         Some(Self { candidate, weight, step: rollout.step, entered: rollout.entered })

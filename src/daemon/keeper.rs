@@ -31,6 +31,8 @@ const STEADY: Duration = Duration::from_secs(10);
 /// Before the second attempt, the third …
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// So many servers may die in a row while a backend serves alone, before the next one begins with another.
+const DEATHS: u32 = 2;
 
 /// What is the same for all attempts.
 #[derive(Clone, Debug)]
@@ -130,16 +132,17 @@ impl Keeper {
         let is_given = self.device.is_some();
         let mut has_served = false;
         let mut failures = 0;
-        let mut died_of = None;
+        let mut deaths = Deaths::default();
         loop {
             let began = Instant::now();
-            let end = self.live(died_of).await;
+            let end = self.live(&deaths).await;
             let served = self.facts.borrow().greeting.is_some();
             let steady = served && began.elapsed() > STEADY;
             has_served |= served;
             failures = if steady || end == End::Superseded { 0 } else { failures + 1 };
-            // What is wanted, unless it is what servers die of.
-            died_of = self.facts.borrow().last_active.filter(|_| failures >= 2);
+            if served {
+                deaths.note(&end, self.facts.borrow().last_active.filter(|_| !steady));
+            }
             let next = match &end {
                 End::Stopped | End::Forced(_) => Next::Over,
                 End::Unmounted if self.plan.alone || is_given => Next::Over,
@@ -217,8 +220,8 @@ impl Keeper {
     }
 
     /// One server, from its start or adoption to its end.
-    async fn live(&mut self, died_of: Option<Backend>) -> End {
-        let (server, place, beginning) = match self.begin(died_of).await {
+    async fn live(&mut self, deaths: &Deaths) -> End {
+        let (server, place, beginning) = match self.begin(deaths).await {
             Ok(begun) => begun,
             Err(end) => return end,
         };
@@ -228,7 +231,7 @@ impl Keeper {
         }
     }
 
-    async fn begin(&mut self, died_of: Option<Backend>) -> Result<(process::Server, Option<PathBuf>, Beginning), End> {
+    async fn begin(&mut self, deaths: &Deaths) -> Result<(process::Server, Option<PathBuf>, Beginning), End> {
         if let Some(found) = self.adopt().await? {
             return Ok(found);
         }
@@ -261,9 +264,11 @@ impl Keeper {
         let server = process::start(&self.name(), device, counted, &self.plan.server_arguments.read())
             .map_err(|error| End::Failed(error.to_string()))?;
         let wanted = begin_with(&self.plan.happened).await;
-        let resume = wanted.filter(|wanted| died_of != Some(*wanted));
-        let gave_up = wanted.filter(|_| resume.is_none()).map(|wanted| format!("servers died while {wanted} served"));
-        Ok((server, place, Beginning::Serve { meeting: self.plan.meeting.clone(), resume, gave_up }))
+        // There is nothing to fall back on from the stable one.
+        let stable = self.facts.borrow().wanted.stable();
+        let given_up = wanted.filter(|wanted| *wanted != stable && deaths.are_too_many(*wanted));
+        let resume = wanted.filter(|_| given_up.is_none());
+        Ok((server, place, Beginning::Serve { meeting: self.plan.meeting.clone(), resume, given_up }))
     }
 
     /// The server that an earlier daemon has left, if it did and if that server serves what is wanted.
@@ -413,6 +418,24 @@ enum Until<T> {
     Stopped,
 }
 
+/// Servers that have died in a row, by the backend that served. One that did not come to serve tells nothing of a backend.
+#[derive(Default)]
+struct Deaths([u32; 2]);
+
+impl Deaths {
+    /// Notes how a server has ended that has served. `served`: the backend that did last, unless it did so for long.
+    fn note(&mut self, end: &End, served: Option<Backend>) {
+        match (end, served) {
+            (End::Died(_), Some(backend)) => self.0[backend.index()] += 1,
+            _ => *self = Self::default(),
+        }
+    }
+
+    fn are_too_many(&self, backend: Backend) -> bool {
+        self.0[backend.index()] >= DEATHS
+    }
+}
+
 fn wait_before(failures: u32) -> Duration {
     FIRST_WAIT.saturating_mul(1 << failures.saturating_sub(1).min(8)).min(LONGEST_WAIT)
 }
@@ -425,6 +448,28 @@ mod tests {
     fn attempts_become_rarer() {
         let waits: Vec<_> = (1..8).map(|failures| wait_before(failures).as_secs()).collect();
         assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30]);
+    }
+
+    #[test]
+    fn a_backend_is_given_up_when_servers_die_of_it_and_of_nothing_else() {
+        let died = End::Died("SIGKILL".into());
+        let mut deaths = Deaths::default();
+        let is_given_up = |deaths: &Deaths| Backend::ALL.map(|backend| deaths.are_too_many(backend));
+        deaths.note(&died, Some(Backend::Fuse3));
+        deaths.note(&died, Some(Backend::Fuse2));
+        assert_eq!(is_given_up(&deaths), [false, false], "one each");
+        deaths.note(&died, Some(Backend::Fuse3));
+        assert_eq!(is_given_up(&deaths), [false, true]);
+        for other in [End::Unmounted, End::Superseded, End::Stopped] {
+            deaths.note(&other, Some(Backend::Fuse3));
+            assert_eq!(is_given_up(&deaths), [false, false], "{other:?}");
+            deaths.note(&died, Some(Backend::Fuse3));
+            assert_eq!(is_given_up(&deaths), [false, false], "{other:?}");
+        }
+        // It had served for long.
+        deaths.note(&died, None);
+        deaths.note(&died, Some(Backend::Fuse3));
+        assert_eq!(is_given_up(&deaths), [false, false]);
     }
 
     #[tokio::test]

@@ -13,6 +13,7 @@ mod listeners;
 mod lost;
 pub mod mirror;
 pub mod mount;
+mod ordering;
 pub mod pilot;
 mod preflight;
 pub mod prober;

@@ -6,6 +6,7 @@
 mod drill;
 mod shadow;
 
+use std::collections::VecDeque;
 use std::io;
 use std::mem;
 use std::path::{Path, PathBuf};
@@ -121,8 +122,8 @@ pub enum Beginning {
         meeting: Option<PathBuf>,
         /// The backend that served before, if this server replaces one that has died.
         resume: Option<Backend>,
-        /// Why it does not begin with what is wanted, if so.
-        gave_up: Option<String>,
+        /// The backend that is wanted, if servers died of it and this one begins with another.
+        given_up: Option<Backend>,
     },
     /// It serves already, started by an earlier daemon.
     Adopted {
@@ -158,6 +159,8 @@ pub struct Task<'a> {
     owed: usize,
     /// Orders that nobody waits for and that could not be sent yet; of each kind the newest.
     unsent: Vec<Order>,
+    /// Requests that came while an answer of the server was waited for.
+    held: VecDeque<Request>,
 }
 
 impl<'a> Task<'a> {
@@ -200,13 +203,14 @@ impl<'a> Task<'a> {
             requests,
             owed: 0,
             unsent: Vec::new(),
+            held: VecDeque::new(),
         })
     }
 
     /// Runs the server from its start to its end.
     pub async fn run(mut self, beginning: Beginning) -> End {
         let begun = match beginning {
-            Beginning::Serve { meeting, resume, gave_up } => self.start(meeting, resume, gave_up).await,
+            Beginning::Serve { meeting, resume, given_up } => self.start(meeting, resume, given_up).await,
             Beginning::Adopted { hello, log_level } => {
                 let because = match &hello.because {
                     Some((Cause::Failover, why)) => Because::FailedOver(why.clone()),
@@ -249,7 +253,7 @@ impl<'a> Task<'a> {
         &mut self,
         meeting: Option<PathBuf>,
         resume: Option<Backend>,
-        gave_up: Option<String>,
+        given_up: Option<Backend>,
     ) -> Result<(), End> {
         let order = Order::Serve { version: VERSION, mount: Box::new((*self.mount).clone()), meeting, resume };
         self.server.send(&order).map_err(|error| End::Failed(error.to_string()))?;
@@ -286,11 +290,13 @@ impl<'a> Task<'a> {
             };
             match report {
                 Report::Hello(hello) if hello.version == VERSION => {
-                    let how = match gave_up {
-                        Some(why) => How::GaveUp(why),
+                    let how = match given_up {
+                        Some(backend) if backend != hello.active => {
+                            How::GaveUp(format!("servers died while {backend} served"))
+                        }
                         // As it was told; by now something else may be wanted.
-                        None if resume == Some(hello.active) => How::Adopted(Because::Ordered),
-                        None => How::Started,
+                        _ if resume == Some(hello.active) => How::Adopted(Because::Ordered),
+                        _ => How::Started,
                     };
                     self.greet(*hello, how);
                     return Ok(());
@@ -378,7 +384,7 @@ impl<'a> Task<'a> {
                     Event::Report(report) => self.note(report),
                     Event::Gone(why) => Some(self.died(why)),
                 },
-                request = self.requests.recv() => match request {
+                request = next(&mut self.held, self.requests) => match request {
                     Some(Request::Reconfigure(mount)) => {
                         self.reconfigure(&mount);
                         self.reloaded = Some(Instant::now());
@@ -461,7 +467,10 @@ impl<'a> Task<'a> {
 
     async fn changed(&mut self) -> Result<Option<Switched>, (ControlError, Option<End>)> {
         loop {
-            let end = match self.server.event().await {
+            let Some(event) = self.event_unless_stopped().await else {
+                return Err((self.is_stopped(), None));
+            };
+            let end = match event {
                 Event::Report(Report::Weighed { switched, .. }) if self.owed == 0 => {
                     if let Some(switched) = &switched {
                         self.record(switched, SystemTime::now());
@@ -480,6 +489,34 @@ impl<'a> Task<'a> {
                 return Err((ControlError::NotServed { mount: self.mount.name.clone(), why }, Some(end)));
             }
         }
+    }
+
+    /// The next that the server does while its answer is waited for. Requests that it is to answer too wait meanwhile. `None`:
+    /// it is told to stop, and its answer is owed.
+    async fn event_unless_stopped(&mut self) -> Option<Event> {
+        loop {
+            tokio::select! {
+                event = self.server.event() => return Some(event),
+                request = self.requests.recv() => match request {
+                    Some(Request::Stop) | None => {
+                        self.held.push_front(Request::Stop);
+                        self.owed += 1;
+                        return None;
+                    }
+                    Some(Request::Reconfigure(mount)) if !self.is_detached => {
+                        self.reconfigure(&mount);
+                        self.reloaded = Some(Instant::now());
+                    }
+                    Some(Request::LogLevel(level)) => self.tell(Order::LogLevel { level }),
+                    Some(other) => self.held.push_back(other),
+                },
+            }
+        }
+    }
+
+    /// Why an answer is not waited for any longer.
+    fn is_stopped(&self) -> ControlError {
+        ControlError::NotServed { mount: self.mount.name.clone(), why: "it is being unmounted".into() }
     }
 
     /// Tells the server to unmount, and waits until it has or its deadline has passed.
@@ -673,6 +710,14 @@ impl<'a> Task<'a> {
         if let Some(place) = self.place.clone().filter(|_| !orderly) {
             clean(mount, &place, self.number).await;
         }
+    }
+}
+
+/// The next request: of those that have waited, if there are some.
+async fn next(held: &mut VecDeque<Request>, requests: &mut mpsc::Receiver<Request>) -> Option<Request> {
+    match held.pop_front() {
+        Some(request) => Some(request),
+        None => requests.recv().await,
     }
 }
 

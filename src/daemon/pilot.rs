@@ -14,14 +14,15 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use super::facts::{Facts, Phase};
 use super::guard::{self, Judged, Tried};
 use super::mount::Request;
+use super::ordering::{Client, Order, Ordering};
 use super::prober::Prober;
 use crate::api::ControlError;
 use crate::api::events::{self, Events};
 use crate::config::Backend;
 use crate::guard::Rule;
-use crate::ledger::{Cause, Ledger};
+use crate::ledger::{Cause, Ledger, coarse_now};
 use crate::rollout::{
-    self, Because, Event, HandleError, Handled, MachineId, MachineIdError, Moment, Note, Pin, Refused, Rollout,
+    self, Because, Event, Force, HandleError, Handled, MachineId, MachineIdError, Moment, Note, Pin, Refused, Rollout,
     Serving, Store, Terms,
 };
 use crate::server::orders::Switched;
@@ -33,6 +34,11 @@ const TICK: Duration = Duration::from_secs(1);
 const OPENING: Duration = Duration::from_secs(5);
 /// For it to take what is to be kept. One whose file system hangs must not hold up the way back.
 const KEEPING: Duration = Duration::from_secs(5);
+
+/// For an operator to be answered, beyond the drains that may be due.
+const ANSWER: Duration = Duration::from_secs(3);
+/// A server's control loop shows twice a second that it lives. Time counts only if it has.
+const LONGEST_SILENCE: Duration = Duration::from_secs(2);
 
 /// What the keeper tells.
 #[derive(Debug)]
@@ -68,7 +74,7 @@ pub enum Happened {
 pub enum How {
     /// It was started, and serves what works of what is wanted.
     Started,
-    /// It was started with the stable backend, because servers died of another one.
+    /// It was started with another backend than the one that is wanted, because servers died of that.
     GaveUp(String),
     /// An earlier daemon has left it.
     Adopted(Because),
@@ -103,7 +109,7 @@ pub struct Shown {
 }
 
 /// What came of a request.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct Outcome {
     /// What has happened, in sentences.
     pub notes: Vec<String>,
@@ -113,7 +119,16 @@ pub struct Outcome {
 
 struct Ask {
     request: rollout::Request,
-    answer: oneshot::Sender<Result<Outcome, ControlError>>,
+    answer: oneshot::Sender<Result<Decided, ControlError>>,
+}
+
+/// What was decided, and kept.
+struct Decided {
+    notes: Vec<String>,
+    /// Where it is told when it is done as well, if there is something to do.
+    done: Option<oneshot::Receiver<Result<Outcome, ControlError>>>,
+    /// So long it is waited for that. A switch is done or it is not.
+    patience: Option<Duration>,
 }
 
 /// Where a mount's rollout is asked.
@@ -168,7 +183,7 @@ impl Pilot {
         self.judged.borrow().clone()
     }
 
-    /// Asks for something, and returns when it is done or refused.
+    /// Asks for something, and returns when it is done or refused; or, if it is decided and its server does not answer, soon.
     ///
     /// # Errors
     /// Why it is refused, or what went wrong.
@@ -176,7 +191,23 @@ impl Pilot {
         let over = || ControlError::NotServed { mount: mount.into(), why: "it has ended".into() };
         let (answer, answered) = oneshot::channel();
         self.asks.send(Ask { request, answer }).await.map_err(|_| over())?;
-        answered.await.map_err(|_| over())?
+        let Decided { mut notes, done, patience } = answered.await.map_err(|_| over())??;
+        let Some(done) = done else { return Ok(Outcome { notes, switched: None }) };
+        let done = match patience {
+            None => done.await,
+            Some(patience) => match timeout(patience, done).await {
+                Ok(done) => done,
+                Err(_) => {
+                    notes.push(format!(
+                        "not done yet: the server has not answered within {patience:?}; it is ordered again"
+                    ));
+                    return Ok(Outcome { notes, switched: None });
+                }
+            },
+        };
+        let Outcome { notes: more, switched } = done.map_err(|_| over())??;
+        notes.extend(more);
+        Ok(Outcome { notes, switched })
     }
 }
 
@@ -213,6 +244,7 @@ async fn run(
         show,
         rollbacks,
         is_begun: false,
+        ordering: Ordering::default(),
         patience: Patience::default(),
         comparing: None,
         is_comparison_told: true,
@@ -236,11 +268,12 @@ async fn run(
                 }
                 Err(_) => return,
             },
+            (order, result) = task.ordering.done() => task.note_done(order, result).await,
             ask = asked.recv() => match ask {
                 Some(Ask { request, answer }) => {
-                    let outcome = task.obey(request).await;
+                    let decided = task.obey(request).await;
                     // A client that has gone does not need to be told.
-                    let _ = answer.send(outcome);
+                    let _ = answer.send(decided);
                 }
                 None => return,
             },
@@ -257,8 +290,8 @@ async fn run(
             _ = ticks.tick() => {
                 if !task.is_away() {
                     let evidence = judged.borrow().evidence(task.tried().as_ref());
-                    task.follow(Event::Tick(evidence), "bake_time").await;
-                    task.insist().await;
+                    task.follow(Event::Tick { force: task.force(), evidence }, "bake_time").await;
+                    task.insist();
                 }
             }
         }
@@ -284,6 +317,7 @@ struct Task {
     rollbacks: BTreeMap<&'static str, u64>,
     /// Whether there is a server that serves.
     is_begun: bool,
+    ordering: Ordering,
     patience: Patience,
     /// What the guard has found.
     judged: watch::Receiver<Judged>,
@@ -419,14 +453,15 @@ impl Task {
                 self.reload().await;
                 let event = match how {
                     How::Started => Event::ServerStarted { serving },
-                    How::GaveUp(why) => {
-                        self.follow(Event::ServerStarted { serving }, "server").await;
-                        Event::OrderFailed { serving, why }
-                    }
+                    How::GaveUp(why) => Event::GaveUp { serving, why },
                     How::Adopted(because) => Event::ServerAdopted { serving, because },
                 };
-                let is_failover = matches!(event, Event::ServerAdopted { because: Because::FailedOver(_), .. });
-                self.follow(event, if is_failover { Rule::EndedSession.name() } else { "server" }).await;
+                let by = match &event {
+                    Event::GaveUp { .. } => SERVER_DIED,
+                    Event::ServerAdopted { because: Because::FailedOver(_), .. } => Rule::EndedSession.name(),
+                    _ => "server",
+                };
+                self.follow(event, by).await;
             }
             Happened::Ended { died } => {
                 self.follow(Event::ServerEnded { died }, SERVER_DIED).await;
@@ -437,6 +472,24 @@ impl Task {
                 let figures = self.judged.borrow().figures(rule);
                 self.follow(Event::FailedOver { to, why, figures }, rule.name()).await;
             }
+        }
+    }
+
+    /// Whether what is wanted is what the server does.
+    fn force(&self) -> Force {
+        let off = |why: &str| Force::Off(why.into());
+        let Some(rollout) = &self.rollout else { return off("it is being decided") };
+        let facts = self.facts.borrow();
+        let Some((_, ledger)) = facts.server.as_ref().filter(|_| facts.phase == Phase::Serving) else {
+            return off("the mount is not served, or changes its backend at this moment");
+        };
+        let silence = Duration::from_nanos(coarse_now().saturating_sub(ledger.heartbeat()));
+        match serves(ledger, rollout.wanted()) {
+            _ if silence > LONGEST_SILENCE => {
+                Force::Off(format!("the server has shown no sign of life for {} s", silence.as_secs()))
+            }
+            true => Force::On,
+            false => off("the server does not serve yet as it is to"),
         }
     }
 
@@ -461,9 +514,7 @@ impl Task {
         }
         // The way back is gone first, and written down when the disk answers: the guard says so until then.
         let back = Serving::Only(self.terms().stable);
-        if let Err(error) = self.order(back, (Cause::Rollback, reason)).await {
-            tracing::error!(mount = self.mount(), %error, "the stable backend does not serve alone yet");
-        }
+        self.order(back, (Cause::Rollback, reason), rule.name(), None);
     }
 
     async fn reload(&mut self) {
@@ -479,19 +530,15 @@ impl Task {
     }
 
     async fn carry_out(&mut self, decided: Result<Handled, HandleError>, by: &'static str) {
-        let mut next = decided;
-        // What fails is decided anew, once: the way back needs no more.
-        for _ in 0..2 {
-            let handled = match next {
-                Ok(handled) => handled,
-                Err(error) => return self.say_once(&error),
-            };
-            self.said = None;
-            self.tell(&handled.notes, by);
-            let Some(serving) = handled.serve else { return };
-            let Err(error) = self.order(serving, why(&handled.notes, by)).await else { return };
-            let Some(failed) = self.failed(&error) else { return };
-            next = self.decide(by, move |rollout| rollout.handle(&failed, Moment::now())).await;
+        match decided {
+            Ok(handled) => {
+                self.said = None;
+                self.tell(&handled.notes, by);
+                if let Some(serving) = handled.serve {
+                    self.order(serving, why(&handled.notes, by), by, None);
+                }
+            }
+            Err(error) => self.say_once(&error),
         }
     }
 
@@ -503,8 +550,8 @@ impl Task {
         }
     }
 
-    /// What an operator asks for.
-    async fn obey(&mut self, request: rollout::Request) -> Result<Outcome, ControlError> {
+    /// What an operator asks for: decided and kept at once, and ordered when the server has done what it is at.
+    async fn obey(&mut self, request: rollout::Request) -> Result<Decided, ControlError> {
         if let rollout::Request::Switch(_) = request
             && !self.is_served()
         {
@@ -516,51 +563,44 @@ impl Task {
         let is_switch = matches!(request, rollout::Request::Switch(_));
         let is_rollback = matches!(request, rollout::Request::Rollback { .. });
         let event = Event::Asked(request);
-        let handled = match self.decide(OPERATOR, move |rollout| rollout.handle(&event, Moment::now())).await {
-            Ok(handled) => handled,
+        let (notes, ordered) = match self.decide(OPERATOR, move |rollout| rollout.handle(&event, Moment::now())).await {
+            Ok(handled) => {
+                self.tell(&handled.notes, OPERATOR);
+                let why = if is_switch { (Cause::Operator, OPERATOR.into()) } else { why(&handled.notes, OPERATOR) };
+                let notes = handled.notes.iter().map(ToString::to_string).collect();
+                (notes, handled.serve.map(|serving| (serving, why)))
+            }
             // The way back is gone first, and written down when the disk answers.
             Err(error) if is_rollback && self.is_away() => {
                 let stable = self.terms().stable;
-                let switched = self.order(Serving::Only(stable), (Cause::Rollback, OPERATOR.into())).await?;
                 let note = format!("{stable} serves alone; the pin is to be written down still: {error}");
                 tracing::error!(mount = self.mount(), "{note}");
-                return Ok(Outcome { notes: vec![note], switched });
+                (vec![note], Some((Serving::Only(stable), (Cause::Rollback, OPERATOR.into()))))
             }
             Err(error) => return Err(ControlError::Refused(error.to_string())),
         };
-        self.tell(&handled.notes, OPERATOR);
-        let mut outcome = Outcome { notes: handled.notes.iter().map(ToString::to_string).collect(), switched: None };
-        if let Some(serving) = handled.serve {
-            let why = if is_switch { (Cause::Operator, OPERATOR.into()) } else { why(&handled.notes, OPERATOR) };
-            match self.order(serving, why).await {
-                Ok(switched) => outcome.switched = switched,
-                Err(error) => {
-                    if let Some(failed) = self.failed(&error) {
-                        let decided =
-                            self.decide(OPERATOR, move |rollout| rollout.handle(&failed, Moment::now())).await;
-                        self.carry_out(decided, OPERATOR).await;
-                    }
-                    // What was decided stays so, and is ordered again; a switch is over.
-                    let is_kept =
-                        !is_switch && self.rollout.as_ref().is_some_and(|rollout| rollout.wanted() == serving);
-                    if !is_kept {
-                        return Err(error);
-                    }
-                    outcome.notes.push(format!("not done yet, and tried again: {error}"));
-                }
-            }
+        let mut decided = Decided { notes, done: None, patience: (!is_switch).then(|| self.answer_limit()) };
+        if let Some((serving, why)) = ordered {
+            let (answer, done) = oneshot::channel();
+            self.order(serving, why, OPERATOR, Some(Client { is_switch, answer }));
+            decided.done = Some(done);
         }
         if let Some(why) = self.rollout.as_ref().and_then(Rollout::not_kept) {
             tracing::error!(mount = self.mount(), "a restart would forget what was decided: {why}");
-            outcome.notes.push(format!("a restart would forget it: {why}"));
+            decided.notes.push(format!("a restart would forget it: {why}"));
         }
-        Ok(outcome)
+        Ok(decided)
+    }
+
+    /// So long an operator waits for what is decided to be done: for a drain that is under way, and one of its own.
+    fn answer_limit(&self) -> Duration {
+        self.facts.borrow().mount.deadlines.drain * 2 + ANSWER
     }
 
     /// What is wanted and is not so is ordered again: an order may have come too late, or have met a server that was dying.
     /// Where something else serves because what is wanted does not work, only a rollback insists.
-    async fn insist(&mut self) {
-        let Some(rollout) = &self.rollout else { return };
+    fn insist(&mut self) {
+        let Some(rollout) = self.rollout.as_ref().filter(|_| !self.ordering.is_under_way()) else { return };
         let (wanted, insists) = (rollout.wanted(), rollout.state().pin().is_some());
         let is_so = {
             let facts = self.facts.borrow();
@@ -571,13 +611,9 @@ impl Task {
             self.patience = Patience::default();
             return;
         }
-        if !self.patience.is_over() {
-            return;
-        }
-        let cause = if insists { Cause::Rollback } else { Cause::Rollout };
-        match self.order(wanted, (cause, "it is to be so".into())).await {
-            Ok(_) => tracing::warn!(mount = self.mount(), ?wanted, "what is wanted was not so, and is now"),
-            Err(error) => tracing::error!(mount = self.mount(), ?wanted, %error, "what is wanted is not so"),
+        if self.patience.is_over() {
+            let cause = if insists { Cause::Rollback } else { Cause::Rollout };
+            self.order(wanted, (cause, "it is to be so".into()), INSISTS, None);
         }
     }
 
@@ -622,24 +658,47 @@ impl Task {
         Some(Event::OrderFailed { serving, why: why.clone() })
     }
 
-    /// Has the server do it. Without one nothing is ordered: what is wanted is ordered again when one comes.
-    async fn order(
-        &self,
-        serving: Serving,
-        (cause, reason): (Cause, String),
-    ) -> Result<Option<Switched>, ControlError> {
-        if !self.is_served() {
-            return Ok(None);
+    /// Has the server do it, when it has done what it is at. Without one nothing is ordered: what is wanted is ordered again
+    /// when one comes.
+    fn order(&mut self, serving: Serving, (cause, reason): (Cause, String), by: &'static str, client: Option<Client>) {
+        let order = Order { serving, cause, reason, by, clients: client.into_iter().collect() };
+        if self.is_served() {
+            self.ordering.submit(order, &self.mount(), &self.requests);
+        } else {
+            order.answer(&Ok(Outcome::default()));
         }
-        let (candidate, percent) = match serving {
-            Serving::Only(backend) => (backend, 100),
-            Serving::Both { candidate, weight } => (candidate, weight),
-        };
-        let over = |why: &str| ControlError::NotServed { mount: self.mount(), why: why.into() };
-        let (answer, answered) = oneshot::channel();
-        let request = Request::Weigh { candidate, percent, cause, reason, answer };
-        self.requests.send(request).await.map_err(|_| over("it has ended"))?;
-        answered.await.map_err(|_| over("it is being unmounted"))?
+    }
+
+    /// What came of an order.
+    async fn note_done(&mut self, order: Order, result: Result<Option<Switched>, ControlError>) {
+        let is_wanted = |task: &Self| task.rollout.as_ref().is_some_and(|rollout| rollout.wanted() == order.serving);
+        match &result {
+            Ok(_) if order.by == INSISTS => {
+                tracing::warn!(mount = self.mount(), wanted = ?order.serving, "what is wanted was not so, and is now");
+            }
+            Ok(_) => {}
+            Err(error) if order.by == INSISTS => {
+                tracing::error!(mount = self.mount(), wanted = ?order.serving, %error, "what is wanted is not so");
+            }
+            // That of what is not wanted any more means nothing.
+            Err(error) if is_wanted(self) => {
+                if let Some(failed) = self.failed(error) {
+                    self.follow(failed, order.by).await;
+                }
+            }
+            Err(_) => {}
+        }
+        let is_kept = is_wanted(self);
+        order.answer(&match result {
+            Ok(switched) => Ok(Outcome { notes: vec![], switched }),
+            Err(error) => Err((error, is_kept)),
+        });
+        if self.is_served() {
+            self.ordering.go_on(&self.mount(), &self.requests);
+        } else if let Some(next) = self.ordering.take_next() {
+            let why = "it has ended before it could be told".into();
+            next.answer(&Err((ControlError::NotServed { mount: self.mount(), why }, true)));
+        }
     }
 
     fn tell(&mut self, notes: &[Note], by: &'static str) {
@@ -668,6 +727,8 @@ impl Task {
 const SERVER_DIED: &str = "server_died";
 /// Why a change was made, where a person has asked for it.
 pub const OPERATOR: &str = "operator";
+/// The same, where it was wanted before.
+const INSISTS: &str = "insists";
 /// The same, where another configuration makes it so.
 const RELOAD: &str = "reload";
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 use super::meets::{Cell, Refused, cell};
 use super::plan::{Terms, Way};
 use super::state::{
-    Because, Event, Evidence, Keep, Moment, Note, Phase, Pin, Progress, Request, Serving, State, Transition,
+    Because, Event, Evidence, Force, Keep, Moment, Note, Phase, Pin, Progress, Request, Serving, State, Transition,
+    Watch,
 };
 use crate::config::{Backend, Step, Trial};
 
@@ -19,13 +20,14 @@ const OPERATOR: &str = "operator";
 /// What follows from an event: see [`State::apply`].
 pub(super) fn apply(state: &State, event: &Event, terms: &Terms, now: Moment) -> Result<Transition, Refused> {
     let mut change = Change { state: state.clone(), terms, now, notes: Vec::new(), order: false, fell_back: false };
-    change.state.count(now);
+    change.state.count(event, now);
     match event {
         Event::Asked(request) => change.asked(request)?,
         Event::RollBack { reason, figures } => change.guarded(reason, figures),
-        Event::Tick(evidence) => change.tick(evidence),
+        Event::Tick { force, evidence } => change.tick(force, evidence),
         Event::Reloaded => change.meet_terms(),
         Event::ServerStarted { serving } => change.started(*serving),
+        Event::GaveUp { serving, why } => change.gave_up(*serving, why),
         Event::ServerAdopted { serving, because } => change.adopted(*serving, because),
         Event::ServerEnded { died } => change.server_ended(*died),
         Event::FailedOver { to, why, figures } => change.failed_over(*to, why, figures),
@@ -61,7 +63,10 @@ impl Change<'_> {
             _ => None,
         };
         if place(&state) != place(before) {
-            state.waits = None;
+            (state.stands, state.waits) = (None, None);
+        }
+        if state.given_up().is_none_or(|(backend, _)| backend == terms.stable) {
+            state.gave_up = None;
         }
         let rises = state.weight(terms) > before.weight(terms);
         let must = rises || matches!(event, Event::Asked(Request::Start | Request::Unpin));
@@ -75,6 +80,10 @@ impl Change<'_> {
             state.kept = elapsed;
         }
         let wanted = state.wanted(terms);
+        // Until it is seen to be in force.
+        if wanted != before.wanted(terms) && state.watch != Watch::Unserved {
+            state.watch = Watch::Unseen;
+        }
         let serve = (order || wanted != before.wanted(terms)).then_some(wanted);
         // What is ordered will be so; if it cannot be, that is an event of its own.
         if serve.is_some() && !fell_back {
@@ -96,6 +105,7 @@ impl Change<'_> {
             }
             Cell::Do(_) => {}
         }
+        self.state.gave_up = None;
         match request {
             Request::Switch(to) => self.switch(*to),
             Request::Rollback { reason } => {
@@ -155,9 +165,16 @@ impl Change<'_> {
     }
 
     /// A step ends when its time is over and nothing that was seen of the candidate speaks against it.
-    fn tick(&mut self, evidence: &Evidence) {
+    fn tick(&mut self, force: &Force, evidence: &Evidence) {
         let Phase::Running(progress) = &self.state.phase else { return };
-        if progress.fleet || progress.paused.is_some() || self.state.watched.is_none() {
+        if progress.fleet || progress.paused.is_some() {
+            return;
+        }
+        self.state.stands = match force {
+            Force::On => None,
+            Force::Off(reason) => Some(format!("its time does not run: {reason}")),
+        };
+        if !matches!(self.state.watch, Watch::Until(_)) {
             return;
         }
         let Some(step) = self.terms.steps().get(progress.step).filter(|step| progress.elapsed >= step.bake) else {
@@ -197,6 +214,7 @@ impl Change<'_> {
     }
 
     fn run(&mut self, progress: Progress) {
+        self.state.gave_up = None;
         self.state.kept = Duration::ZERO;
         self.state.phase = Phase::Running(progress);
     }
@@ -303,7 +321,7 @@ impl Change<'_> {
     }
 
     fn started(&mut self, serving: Backend) {
-        self.state.watched = Some(self.now.monotonic);
+        self.state.watch = Watch::Unseen;
         self.state.fallback = None;
         self.meet_terms();
         let wanted = self.state.wanted(self.terms);
@@ -318,8 +336,27 @@ impl Change<'_> {
         }
     }
 
+    /// What kills servers is not ordered again by itself: while it was tried, that is the same as a rule that is broken;
+    /// after that, stable serves until somebody asks for it once more.
+    fn gave_up(&mut self, serving: Backend, why: &str) {
+        self.started(serving);
+        let is_other = serving == self.terms.stable && self.state.wanted(self.terms) != Serving::Only(serving);
+        match &self.state.phase {
+            Phase::Running(progress) if is_other && progress.trial.weight() > 0 => {
+                let figures = serde_json::json!({"deaths": progress.deaths, "weight": progress.trial.weight()});
+                self.roll_back(why, &figures);
+            }
+            Phase::Committed { .. } | Phase::Idle { by_hand: Some(_) } if is_other => {
+                self.state.gave_up = Some(why.into());
+                self.order = false;
+                self.notes.push(Note::Fallback { serving, reason: why.into() });
+            }
+            _ => {}
+        }
+    }
+
     fn adopted(&mut self, serving: Backend, because: &Because) {
-        self.state.watched = Some(self.now.monotonic);
+        self.state.watch = Watch::Unseen;
         self.meet_terms();
         match because {
             Because::FailedOver(why) => self.failed_over(serving, why, &serde_json::Value::Null),
@@ -334,7 +371,7 @@ impl Change<'_> {
     }
 
     fn server_ended(&mut self, died: bool) {
-        self.state.watched = None;
+        self.state.watch = Watch::Unserved;
         let Phase::Running(progress) = &mut self.state.phase else { return };
         if !died || progress.trial.weight() == 0 {
             return;

@@ -8,7 +8,7 @@
 //!
 //! ```no_run
 //! use lighthouse_fs::config::{Daemon, Mount};
-//! use lighthouse_fs::rollout::{Event, Evidence, MachineId, Moment, Request, Rollout, Store, Terms};
+//! use lighthouse_fs::rollout::{Event, Evidence, Force, MachineId, Moment, Request, Rollout, Store, Terms};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let (daemon, mount) = (Daemon::new("/run/control.sock"), Mount::new("projects", "/srv/projects", "/mnt/projects"));
@@ -20,7 +20,7 @@
 //! rollout.reload(Terms::of(&mount, Some(stable), &machine), Moment::now())?;
 //! let first = rollout.handle(&Event::ServerStarted { serving: stable }, Moment::now())?.serve;
 //! // About once a second, and whenever something happens.
-//! let handled = rollout.handle(&Event::Tick(Evidence::Enough), Moment::now())?;
+//! let handled = rollout.handle(&Event::Tick { force: Force::On, evidence: Evidence::Enough }, Moment::now())?;
 //! let answer = rollout.handle(&Event::Asked(Request::Start), Moment::now());
 //! # Ok(())
 //! # }
@@ -49,7 +49,7 @@ pub use fleet::{MachineId, MachineIdError};
 pub use meets::{Action, Cell, Refused, Situation, cell};
 pub use plan::{Plan, Terms, Way};
 pub use state::{
-    Because, Event, Evidence, Keep, Moment, Note, Phase, Pin, Progress, Request, Serving, State, Transition,
+    Because, Event, Evidence, Force, Keep, Moment, Note, Phase, Pin, Progress, Request, Serving, State, Transition,
 };
 pub use store::{LoadError, SaveError, Store};
 
@@ -103,19 +103,19 @@ impl Rollout {
     /// # Errors
     /// A request that is refused, and a step up that could not be kept; nothing has changed then.
     pub fn handle(&mut self, event: &Event, now: Moment) -> Result<Handled, HandleError> {
-        if matches!(event, Event::Tick(_)) && self.is_free_by_now() {
+        if matches!(event, Event::Tick { .. }) && self.is_free_by_now() {
             return self.reload(self.terms.clone(), now);
         }
         let Transition { state, keep, serve, notes } = self.state.apply(event, &self.terms, now)?;
         // What a full disk did not take is tried until it does.
-        let again = self.not_kept.is_some() && matches!(event, Event::Tick(_));
+        let again = self.not_kept.is_some() && matches!(event, Event::Tick { .. });
         if keep.is_some() || again {
             match self.store.save(state.phase()) {
                 Ok(()) => self.not_kept = None,
                 Err(error) => {
                     self.not_kept = Some(error.to_string());
                     if keep == Some(Keep::Must) {
-                        self.state = self.state.counted(now);
+                        self.state.count(event, now);
                         return Err(error.into());
                     }
                 }
@@ -188,6 +188,12 @@ impl Rollout {
         }
         if let Some(pin) = self.state.pin() {
             reasons.push(format!("it is pinned to {} ({})", self.terms.stable, pin.reason));
+        }
+        if let Some((backend, why)) = self.state.given_up() {
+            reasons.push(format!(
+                "{} serves instead of {backend} ({why}): `lighthouse-fs switch {} {backend}` tries it again",
+                self.terms.stable, self.terms.mount
+            ));
         }
         reasons.extend(self.not_kept.as_ref().map(|why| format!("a restart would forget where its rollout is: {why}")));
         reasons.extend(self.terms.plan().and_then(Plan::trouble).map(ToString::to_string));
@@ -269,6 +275,6 @@ pub struct Status {
     /// How much it needs.
     #[serde(rename = "for", with = "humantime_serde")]
     pub bake: Option<Duration>,
-    /// Why it is paused, aborted, rolled back or unreadable; or what a step waits for whose time is over.
+    /// Why it is paused, aborted, rolled back or unreadable; or why a step's time does not run, or what it waits for when that is over.
     pub reason: Option<String>,
 }

@@ -1,7 +1,7 @@
 //! The state of one mount's rollout, and how it changes: pure data and a function from event to state.
 //!
-//! Bake time is counted by the monotonic clock, while a server serves and somebody watches; what has been counted is kept,
-//! so that it survives restarts. The wall clock is for people to read, and decides nothing: a clock that jumps cannot
+//! Bake time is counted by the monotonic clock, while what is wanted is in force and somebody watches; what has been counted
+//! is kept, so that it survives restarts. The wall clock is for people to read, and decides nothing: a clock that jumps cannot
 //! make a rollout go on faster.
 
 use std::fmt;
@@ -184,6 +184,15 @@ pub enum Evidence {
     Missing(String),
 }
 
+/// Whether what is wanted is what a server does.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Force {
+    /// It serves so, and shows that it lives.
+    On,
+    /// It does not, for this reason.
+    Off(String),
+}
+
 /// What happens to a mount.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Event {
@@ -197,13 +206,25 @@ pub enum Event {
         figures: serde_json::Value,
     },
     /// Time passes: about once a second.
-    Tick(Evidence),
+    Tick {
+        /// Whether the time counts.
+        force: Force,
+        /// Whether the step may end by it.
+        evidence: Evidence,
+    },
     /// The terms are others, or may be: after a reload.
     Reloaded,
     /// A new server serves.
     ServerStarted {
         /// With this backend.
         serving: Backend,
+    },
+    /// A new server serves, and was not told to begin with what is wanted: servers have died of that, one after the other.
+    GaveUp {
+        /// With this backend.
+        serving: Backend,
+        /// What was seen.
+        why: String,
     },
     /// A server that an earlier daemon has left serves on.
     ServerAdopted {
@@ -353,18 +374,32 @@ pub struct Transition {
     pub notes: Vec<Note>,
 }
 
+/// What is known of the bake time.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(super) enum Watch {
+    /// No server serves.
+    Unserved,
+    /// One does, and it was not seen yet that it does what is wanted.
+    Unseen,
+    /// It was in force at this moment, until when the time is counted.
+    Until(Instant),
+}
+
 /// See the module.
 #[derive(Clone, PartialEq, Debug)]
 pub struct State {
     pub(super) phase: Phase,
-    /// Until when bake time has been counted; `None` while no server serves.
-    pub(super) watched: Option<Instant>,
+    pub(super) watch: Watch,
     /// What of it has been kept.
     pub(super) kept: Duration,
     /// Why another backend serves than should.
     pub(super) fallback: Option<String>,
+    /// Why a step's time does not run.
+    pub(super) stands: Option<String>,
     /// Why a step goes on whose time is over.
     pub(super) waits: Option<String>,
+    /// Why stable serves in the place of what was committed or switched to by hand, until somebody asks for that again.
+    pub(super) gave_up: Option<String>,
 }
 
 impl State {
@@ -372,12 +407,12 @@ impl State {
     #[must_use]
     pub fn restored(phase: Phase) -> Self {
         let kept = if let Phase::Running(progress) = &phase { progress.elapsed } else { Duration::ZERO };
-        Self { phase, watched: None, kept, fallback: None, waits: None }
+        Self { phase, watch: Watch::Unserved, kept, fallback: None, stands: None, waits: None, gave_up: None }
     }
 
     /// What could be read by now, in the place of what could not; a server may serve meanwhile.
     pub(super) fn reread(&self, restored: Self) -> Self {
-        Self { watched: self.watched, fallback: self.fallback.clone(), ..restored }
+        Self { watch: self.watch, fallback: self.fallback.clone(), ..restored }
     }
 
     /// Where the rollout has got to.
@@ -398,16 +433,27 @@ impl State {
         self.fallback.as_deref()
     }
 
-    /// Why a step goes on whose time is over.
+    /// Why a step goes on: its time does not run, or is over and not all.
     #[must_use]
     pub fn waits(&self) -> Option<&str> {
-        self.waits.as_deref()
+        self.stands.as_deref().or(self.waits.as_deref())
+    }
+
+    /// The backend that stable serves in the place of because servers died of it, and what was seen.
+    #[must_use]
+    pub fn given_up(&self) -> Option<(Backend, &str)> {
+        let why = self.gave_up.as_deref()?;
+        match self.phase {
+            Phase::Committed { candidate: backend } | Phase::Idle { by_hand: Some(backend) } => Some((backend, why)),
+            _ => None,
+        }
     }
 
     /// What is to serve.
     #[must_use]
     pub fn wanted(&self, terms: &Terms) -> Serving {
         match &self.phase {
+            _ if self.gave_up.is_some() => Serving::Only(terms.stable),
             Phase::Idle { by_hand: Some(backend) } => Serving::Only(*backend),
             Phase::Committed { candidate } => Serving::Only(*candidate),
             Phase::Running(Progress { candidate, trial, .. }) => match trial.weight() {
@@ -457,23 +503,22 @@ impl State {
         change::apply(self, event, terms, now)
     }
 
-    /// Adds the bake time since the last look.
-    pub(super) fn count(&mut self, now: Moment) {
-        let Some(watched) = &mut self.watched else { return };
-        let passed = now.monotonic.saturating_duration_since(*watched).min(MOST_AT_ONCE);
-        *watched = now.monotonic.max(*watched);
-        if let Phase::Running(progress) = &mut self.phase
+    /// Adds the bake time since the last look, if what is wanted was in force then and is now. Whatever else happens in
+    /// between, that time is not counted.
+    pub(super) fn count(&mut self, event: &Event, now: Moment) {
+        let until = match (self.watch, event) {
+            (Watch::Unserved, _) => return,
+            (watch, Event::Tick { force: Force::On, .. }) => watch,
+            (Watch::Until(_), Event::Tick { .. }) | (Watch::Unseen, _) => return self.watch = Watch::Unseen,
+            // What it does to the time is the event's to say.
+            (Watch::Until(_), _) => return self.watch = Watch::Until(now.monotonic),
+        };
+        self.watch = Watch::Until(now.monotonic);
+        if let (Watch::Until(until), Phase::Running(progress)) = (until, &mut self.phase)
             && progress.paused.is_none()
         {
+            let passed = now.monotonic.saturating_duration_since(until).min(MOST_AT_ONCE);
             progress.elapsed = progress.elapsed.saturating_add(passed);
         }
-    }
-
-    /// The same, but that only time has passed.
-    #[must_use]
-    pub fn counted(&self, now: Moment) -> Self {
-        let mut counted = self.clone();
-        counted.count(now);
-        counted
     }
 }

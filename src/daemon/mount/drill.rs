@@ -79,7 +79,10 @@ impl Task<'_> {
         self.server.send(order).map_err(|error| (ControlError::Refused(error.to_string()), None))?;
         let obeyed = async {
             loop {
-                let end = match self.server.event().await {
+                let Some(event) = self.event_unless_stopped().await else {
+                    return Err((self.is_stopped(), None));
+                };
+                let end = match event {
                     Event::Report(report) if self.owed > 0 => self.note(report),
                     Event::Report(report) => match takes(report) {
                         Ok(told) => return Ok(told),

@@ -12,7 +12,7 @@ fn a_rollout_goes_through_its_steps_by_time_alone() {
     let mut stage = Stage::new(terms(steps()));
     let start = stage.ask(Request::Start).unwrap();
     assert_eq!((start.keep, start.serve), (Some(Keep::Must), Some(Serving::Only(STABLE))));
-    let transitions = stage.pass(MINUTE * 6);
+    let transitions = stage.pass(MINUTE * 6 + Duration::from_secs(2));
     let steps: Vec<_> = transitions
         .iter()
         .enumerate()
@@ -24,9 +24,10 @@ fn a_rollout_goes_through_its_steps_by_time_alone() {
         steps,
         [
             (60, Some(both), Some(Keep::Must)),
-            (180, Some(Serving::Only(CANDIDATE)), Some(Keep::Must)),
+            // The time of a step begins when it was seen to be in force, a second later.
+            (181, Some(Serving::Only(CANDIDATE)), Some(Keep::Must)),
             // What serves stays.
-            (360, None, Some(Keep::Try)),
+            (362, None, Some(Keep::Try)),
         ]
     );
     assert_eq!(*stage.state.phase(), Phase::Committed { candidate: CANDIDATE });
@@ -49,10 +50,9 @@ fn a_step_that_is_paused_takes_no_time() {
 #[test]
 fn without_evidence_a_step_goes_on_and_says_so_once() {
     let mut stage = running();
+    stage.pass(MINUTE);
     stage.wait(MINUTE);
-    stage.event(Event::Tick(Evidence::Enough));
-    stage.wait(MINUTE);
-    let missing = |samples: u32| Event::Tick(Evidence::Missing(format!("{samples} of 500 samples")));
+    let missing = |samples: u32| tick(Evidence::Missing(format!("{samples} of 500 samples")));
     let notes: Vec<_> = (0..100).flat_map(|samples| stage.event(missing(samples)).notes).collect();
     assert_eq!(notes, [Note::Waits { reason: "0 of 500 samples".into() }]);
     assert_eq!((stage.weight(), stage.state.waits()), (10, Some("99 of 500 samples")));
@@ -60,8 +60,36 @@ fn without_evidence_a_step_goes_on_and_says_so_once() {
     let mut promoted = Stage { state: stage.state.clone(), terms: stage.terms.clone(), now: stage.now };
     promoted.ask(Request::Promote { from: None }).unwrap();
     assert_eq!((promoted.weight(), promoted.state.waits()), (100, None));
-    stage.event(Event::Tick(Evidence::Enough));
+    stage.event(tick(Evidence::Enough));
     assert_eq!((stage.weight(), stage.state.waits()), (100, None));
+}
+
+/// A step that was ordered and is not in force yet, or is no more, takes no time, and says why.
+#[test]
+fn only_time_in_which_it_is_in_force_counts() {
+    let off = || Event::Tick { force: Force::Off("the server is silent".into()), evidence: Evidence::Enough };
+    let mut stage = running();
+    for _ in 0..600 {
+        stage.wait(Duration::from_secs(1));
+        stage.event(off());
+    }
+    assert_eq!((stage.progress().step, stage.progress().elapsed), (1, Duration::ZERO));
+    assert_eq!(stage.state.waits(), Some("its time does not run: the server is silent"));
+    stage.pass(MINUTE);
+    assert_eq!((stage.progress().elapsed, stage.state.waits()), (MINUTE, None));
+    // When it has ended, and when it has begun again, nobody has seen.
+    stage.wait(Duration::from_secs(1));
+    stage.event(off());
+    stage.wait(Duration::from_secs(1));
+    stage.event(tick(Evidence::Enough));
+    assert_eq!(stage.progress().elapsed, MINUTE);
+    stage.pass(MINUTE - Duration::from_secs(1));
+    // Its time is over, and just then it is not.
+    stage.wait(Duration::from_secs(1));
+    stage.event(off());
+    assert_eq!(stage.progress().step, 1);
+    stage.pass(Duration::from_secs(1));
+    assert_eq!(stage.progress().step, 2);
 }
 
 /// Neither a clock that is set, nor a daemon that was stopped, nor a server that is gone makes a rollout faster.
@@ -75,10 +103,11 @@ fn only_time_that_was_watched_counts() {
     assert_eq!(stage.progress().elapsed, Duration::from_secs(2));
     // A daemon that hung for an hour.
     stage.wait(MINUTE * 60);
-    stage.event(Event::Tick(Evidence::Enough));
+    stage.event(tick(Evidence::Enough));
     assert_eq!((stage.progress().step, stage.progress().elapsed), (1, MINUTE + Duration::from_secs(2)));
     stage.event(Event::ServerEnded { died: false });
     stage.pass(MINUTE * 60);
+    assert_eq!(stage.state.watch, state::Watch::Unserved);
     assert_eq!(stage.progress().elapsed, MINUTE + Duration::from_secs(2));
     let again = stage.event(Event::ServerStarted { serving: STABLE });
     assert_eq!(again.serve, Some(Serving::Both { candidate: CANDIDATE, weight: 10 }));
@@ -216,6 +245,68 @@ fn servers_that_die() {
         shadow.event(Event::ServerStarted { serving: STABLE });
     }
     assert_eq!(shadow.situation(), Situation::Running, "it had no request");
+}
+
+/// What servers die of is not ordered again, whatever happens to the next server, until somebody asks for it.
+#[rstest]
+#[case::committed(Situation::Committed)]
+#[case::by_hand(Situation::Idle)]
+fn what_kills_its_servers_is_given_up(#[case] situation: Situation) {
+    let mut stage = stage(situation);
+    if situation == Situation::Idle {
+        stage.ask(Request::Switch(CANDIDATE)).unwrap();
+    }
+    let why = || "servers died while fuse3 served".to_owned();
+    stage.event(Event::ServerEnded { died: true });
+    let gave_up = stage.event(Event::GaveUp { serving: STABLE, why: why() });
+    assert_eq!(gave_up.notes, [Note::Fallback { serving: STABLE, reason: why() }]);
+    let is_given_up = |stage: &Stage| {
+        assert_eq!(stage.situation(), situation);
+        assert_eq!(stage.state.given_up(), Some((CANDIDATE, "servers died while fuse3 served")));
+        assert_eq!(stage.state.wanted(&stage.terms), Serving::Only(STABLE));
+    };
+    is_given_up(&stage);
+    for event in [
+        tick(Evidence::Enough),
+        Event::Reloaded,
+        Event::ServerEnded { died: true },
+        Event::ServerStarted { serving: STABLE },
+    ] {
+        let next = stage.event(event);
+        assert_eq!(next.serve.filter(|serve| *serve != Serving::Only(STABLE)), None, "{next:?}");
+        is_given_up(&stage);
+    }
+    let again = stage.ask(Request::Switch(CANDIDATE)).unwrap();
+    assert_eq!((again.serve, stage.state.given_up()), (Some(Serving::Only(CANDIDATE)), None));
+    stage.event(Event::GaveUp { serving: STABLE, why: why() });
+    stage.ask(Request::Switch(STABLE)).unwrap();
+    assert_eq!((stage.state.given_up(), stage.weight()), (None, 0));
+}
+
+/// The second death in a step rolls back already; that a server begins with another backend says the same.
+#[test]
+fn what_kills_its_servers_while_it_is_tried_is_rolled_back() {
+    for situation in [Situation::FleetInside, Situation::Running] {
+        let mut stage = stage(situation);
+        if situation == Situation::Running {
+            stage.ask(Request::Promote { from: None }).unwrap();
+        }
+        assert_eq!(stage.weight(), 100);
+        stage.event(Event::ServerEnded { died: true });
+        let gave_up = stage.event(Event::GaveUp { serving: STABLE, why: "servers died".into() });
+        assert_eq!((stage.pin().reason.as_str(), gave_up.serve), ("servers died", Some(Serving::Only(STABLE))));
+    }
+}
+
+/// Nobody knows better than to go by the configuration.
+#[test]
+fn where_nothing_else_is_wanted_nothing_is_given_up() {
+    for situation in [Situation::Idle, Situation::Aborted, Situation::Pinned, Situation::NoCandidate] {
+        let mut stage = stage(situation);
+        stage.event(Event::ServerEnded { died: true });
+        let started = stage.event(Event::GaveUp { serving: STABLE, why: "servers died".into() });
+        assert_eq!((stage.situation(), stage.state.given_up(), started.serve), (situation, None, None));
+    }
 }
 
 #[test]
@@ -398,12 +489,12 @@ fn what_goes_up_waits_for_the_disk_and_what_goes_down_does_not() {
     assert_eq!(handled.serve, Some(Serving::Only(STABLE)));
     assert_eq!(rollout.reasons().len(), 2, "pinned, and not kept");
     assert!(rollout.handle(&Event::Asked(Request::Unpin), Moment::now()).is_err());
-    rollout.handle(&Event::Tick(Evidence::Enough), Moment::now()).unwrap();
+    rollout.handle(&tick(Evidence::Enough), Moment::now()).unwrap();
     assert_eq!(rollout.reasons().len(), 2);
 
     std::fs::remove_file(folder).unwrap();
     std::fs::rename(&aside, folder).unwrap();
-    rollout.handle(&Event::Tick(Evidence::Enough), Moment::now()).unwrap();
+    rollout.handle(&tick(Evidence::Enough), Moment::now()).unwrap();
     let kept = Store::new(folder, "projects").load().unwrap();
     assert_eq!((kept.as_ref(), rollout.reasons().len()), (Some(rollout.state().phase()), 1));
     rollout.handle(&Event::Asked(Request::Unpin), Moment::now()).unwrap();
@@ -446,14 +537,14 @@ fn another_daemons_pin_is_neither_shown_nor_lifted() {
         assert!(refused.contains("is used by another daemon"), "{refused}");
     }
     // Neither by time nor by a reload, as long as the other is there.
-    other.handle(&Event::Tick(Evidence::Enough), Moment::now()).unwrap();
+    other.handle(&tick(Evidence::Enough), Moment::now()).unwrap();
     other.reload(terms(steps()), Moment::now()).unwrap();
     assert_eq!(other.state().pin(), None);
     let pin = one.state().pin().cloned();
     assert_eq!(Store::new(folder.path(), "projects").load().unwrap().as_ref(), Some(one.state().phase()));
 
     drop(one);
-    let handled = other.handle(&Event::Tick(Evidence::Enough), Moment::now()).unwrap();
+    let handled = other.handle(&tick(Evidence::Enough), Moment::now()).unwrap();
     assert_eq!((handled.serve, other.state().pin().cloned()), (Some(Serving::Only(STABLE)), pin));
     other.handle(&Event::Asked(Request::Unpin), Moment::now()).unwrap();
     drop(other);

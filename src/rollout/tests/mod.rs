@@ -77,12 +77,13 @@ impl Stage {
         Ok(transition)
     }
 
-    /// Lets time pass, with a tick each second.
+    /// Lets time pass, with a tick at once and each second.
     fn pass(&mut self, time: Duration) -> Vec<Transition> {
+        self.event(tick(Evidence::Enough));
         (0..time.as_secs())
             .map(|_| {
                 self.wait(Duration::from_secs(1));
-                self.event(Event::Tick(Evidence::Enough))
+                self.event(tick(Evidence::Enough))
             })
             .collect()
     }
@@ -128,6 +129,11 @@ impl Stage {
     fn pin(&self) -> &Pin {
         self.state.pin().expect("it is pinned")
     }
+}
+
+/// Time passes, and what is wanted is in force.
+fn tick(evidence: Evidence) -> Event {
+    Event::Tick { force: Force::On, evidence }
 }
 
 /// A mount in each situation.

@@ -51,12 +51,16 @@ fn happenings() -> impl Strategy<Value = Happening> {
     let why = || "why".to_owned();
     prop_oneof![
         8 => requests().prop_map(|request| Happening::Event(Event::Asked(request))),
-        8 => any::<bool>().prop_map(|is_enough| Happening::Event(Event::Tick(evidence(is_enough)))),
+        12 => (any::<bool>(), 0_u8..4).prop_map(|(is_enough, off)| {
+            let force = if off == 0 { Force::Off("the server is silent".into()) } else { Force::On };
+            Happening::Event(Event::Tick { force, evidence: evidence(is_enough) })
+        }),
         8 => (0_u32..200, -100_000_000_i64..100_000_000).prop_map(|(seconds, set)| Happening::Wait(seconds, set)),
         1 => Just(Happening::Event(Event::RollBack { reason: "p99".into(), figures: figures() })),
         2 => plans().prop_map(Happening::Reload),
         2 => Just(Happening::Restart),
         2 => backends().prop_map(|serving| Happening::Event(Event::ServerStarted { serving })),
+        1 => backends().prop_map(move |serving| Happening::Event(Event::GaveUp { serving, why: why() })),
         1 => any::<bool>().prop_map(|died| Happening::Event(Event::ServerEnded { died })),
         1 => backends().prop_map(move |to| Happening::Event(Event::FailedOver { to, why: why(), figures: Value::Null })),
         1 => backends().prop_map(move |serving| Happening::Event(Event::OrderFailed { serving, why: why() })),
@@ -87,7 +91,9 @@ fn check(
     }
     // What goes up was kept before, but for what an operator has switched to, and what is served already.
     let by_hand = matches!(after.phase(), Phase::Idle { by_hand: Some(_) });
-    if weight > before.weight(terms) && !by_hand {
+    let is_tried_again = before.given_up().is_some() && after.phase() == before.phase();
+    prop_assert!(!is_tried_again || matches!(event, Event::Asked(_)) || weight == 0, "{:?}", event);
+    if weight > before.weight(terms) && !by_hand && !is_tried_again {
         prop_assert_eq!(transition.keep, Some(Keep::Must));
     }
     let step = |state: &State| match state.phase() {
@@ -103,10 +109,13 @@ fn check(
         prop_assert!(new == old || new == old + 1, "from step {} to {}", old, new);
         if new > old && !promoted {
             let bake = terms.steps()[old].bake;
-            prop_assert!(!matches!(event, Event::Tick(Evidence::Missing(_))), "without evidence");
+            let is_due = matches!(event, Event::Tick { force: Force::On, evidence: Evidence::Enough });
+            prop_assert!(is_due, "by {:?}", event);
             prop_assert!(elapsed + waited >= bake, "{:?} of {:?}, after {:?}", elapsed, bake, waited);
         }
         if let Some((same, counted)) = step(after).filter(|(new, _)| *new == old) {
+            let counts = matches!(event, Event::Tick { force: Force::On, .. });
+            prop_assert!(counts || counted <= elapsed, "by {:?}", event);
             prop_assert!(
                 counted <= elapsed + waited,
                 "step {}: {:?} after {:?} and {:?}",
