@@ -97,7 +97,7 @@ pub enum Event {
         /// Why.
         reason: String,
         /// What the decision rests on; null for an operator's.
-        #[schema(value_type = Object)]
+        #[schema(value_type = Option<Object>)]
         figures: serde_json::Value,
     },
     /// The guard says something else by a rule than before.

@@ -180,7 +180,7 @@ pub struct PinStatus {
     #[schema(value_type = String, format = DateTime)]
     pub since: SystemTime,
     /// What the decision rests on; null for an operator's.
-    #[schema(value_type = Object)]
+    #[schema(value_type = Option<Object>)]
     pub figures: serde_json::Value,
 }
 
@@ -243,8 +243,18 @@ pub struct RollbackRequest {
 pub struct PromoteRequest {
     /// The step, from 1, that is to be left. At another one nothing happens, so that of two who promote at once the second is
     /// refused.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
+    #[schema(minimum = 1, maximum = 50)]
     pub from: Option<usize>,
+}
+
+/// To JSON `2.0` is as whole a number as `2`.
+fn whole<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    let Some(number) = Option::<f64>::deserialize(deserializer)? else { return Ok(None) };
+    if number.fract() != 0. || !(0. ..=1e9).contains(&number) {
+        return Err(serde::de::Error::custom(format!("{number} is the number of no step")));
+    }
+    Ok(Some(number as usize))
 }
 
 /// Answer to what was asked of a rollout.
@@ -274,7 +284,6 @@ pub struct DrillStatus {
     /// How long a delay is, in seconds.
     pub delay_seconds: Option<f64>,
     /// Only requests of this kind.
-    #[schema(value_type = Option<String>)]
     pub operation: Option<Operation>,
     /// When it ends by itself.
     #[serde(with = "humantime_serde")]

@@ -107,19 +107,19 @@ pub struct Plan {
     pub fault: Fault,
     /// The share of them that is struck: above 0, at most 1.
     #[serde(default = "all")]
-    #[schema(required = false)]
+    #[schema(required = false, exclusive_minimum = 0, maximum = 1)]
     pub rate: f64,
     /// How long a delay is.
     #[serde(default, with = "humantime_serde", skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>, example = "500ms")]
+    #[schema(value_type = Option<String>, pattern = "^([1-9][0-9]{0,2}(ms|s)|[1-9]m|[1-5][0-9]m)$", example = "500ms")]
     pub delay: Option<Duration>,
     /// Only requests of this kind.
     #[serde(default)]
-    #[schema(value_type = Option<String>, example = "read")]
+    #[schema(example = "read")]
     pub operation: Option<Operation>,
     /// How long the drill runs.
     #[serde(default = "usual_length", rename = "for", with = "humantime_serde")]
-    #[schema(value_type = String, required = false, example = "1m")]
+    #[schema(value_type = String, required = false, pattern = "^([1-9][0-9]{0,2}(ms|s)|[1-9]m|[1-5][0-9]m)$", example = "1m")]
     pub length: Duration,
 }
 

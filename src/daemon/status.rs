@@ -214,7 +214,6 @@ impl Mounts {
 
     async fn drill(&self, mount: &str, plan: Plan) -> Result<DrillAnswer, ControlError> {
         let handle = self.find(mount)?;
-        plan.check().map_err(ControlError::Invalid)?;
         let allowed = handle.facts.borrow().mount.drill;
         if !allowed {
             return Err(ControlError::Refused(format!(
@@ -222,6 +221,7 @@ impl Mounts {
             )));
         }
         let for_shadow = plan.clone();
+        plan.check().map_err(ControlError::Invalid)?;
         let ongoing = handle.ask(|answer| Request::Drill { plan, answer }).await?;
         if let Some(Err(error)) = handle.mirror.drill(&for_shadow).await {
             tracing::warn!(mount, %error, "the drill does not reach the shadow mount");

@@ -3,6 +3,9 @@
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use utoipa::openapi::schema::Type;
+use utoipa::openapi::{ObjectBuilder, RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
 use crate::config::UnknownName;
 
@@ -44,6 +47,15 @@ impl Operation {
         Self::ALL.get(usize::from(number)).copied().unwrap_or(Self::Other)
     }
 }
+
+impl PartialSchema for Operation {
+    fn schema() -> RefOr<Schema> {
+        let names = Self::ALL.iter().map(|operation| operation.name());
+        ObjectBuilder::new().schema_type(Type::String).enum_values(Some(names)).into()
+    }
+}
+
+impl ToSchema for Operation {}
 
 impl FromStr for Operation {
     type Err = UnknownName;
