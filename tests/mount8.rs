@@ -15,8 +15,8 @@ use std::time::Duration;
 use procfs::process::{FDTarget, Process};
 use rstest::rstest;
 use support::{
-    Backend, COMMAND_LIMIT, PROGRAM, ROOT_DIRECT, ROOT_FUSERMOUNT3, Sandbox, USER_FUSERMOUNT3, User, Way, processes_of,
-    require_root, run_as, skip, unless_skipped, wait_for,
+    Backend, COMMAND_LIMIT, PROGRAM, ROOT_DIRECT, ROOT_FUSERMOUNT3, Sandbox, Scrape, USER_FUSERMOUNT3, User, Way,
+    processes_of, require_root, run_as, skip, unless_skipped, wait_for,
 };
 
 const TEST_LIMIT: Duration = Duration::from_secs(60);
@@ -259,7 +259,10 @@ fn sync_reaches_the_kernel() {
         mount(&sandbox, "sync");
         let options = sandbox.mounts()[0].options.clone();
         assert!(options.contains("\"sync\""), "{options}");
+        let synced = || Scrape::of(&sandbox.socket()).sum("lighthouse_fuse_operations_total", &["operation=\"fsync\""]);
+        let before = synced();
         sandbox.user().act(|| fs::write(sandbox.mountpoint().join("file"), "content").unwrap());
+        assert!(synced() > before, "a write that does not wait for the disk");
         unmount(&sandbox);
     });
 }

@@ -147,6 +147,7 @@ impl Facts {
             ("suid", now.suid != then.suid),
             ("dev", now.dev != then.dev),
             ("exec", now.exec != then.exec),
+            ("sync", now.sync != then.sync),
             ("drill", now.drill != then.drill),
             ("io", now.io != then.io),
             ("cache", now.cache != then.cache),
