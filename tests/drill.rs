@@ -347,16 +347,17 @@ fn lost_requests_are_found_and_answered(#[values(Backend::Fuse2, Backend::Fuse3)
 /// What reads the log of a machine must find objects in it and nothing else.
 #[test]
 fn a_panic_is_one_object_of_a_json_log() {
+    let backend = Backend::ALL.into_iter().find(|backend| backend.is_built_in()).expect("a backend");
     unless_skipped(require_root(), || {
         let mount =
-            Mount::builder(Backend::Fuse3, ROOT_DIRECT).drill().without_prober().env("RUST_BACKTRACE", "1").start_with(
+            Mount::builder(backend, ROOT_DIRECT).drill().without_prober().env("RUST_BACKTRACE", "1").start_with(
                 |_, command| {
                     command.arg("--log-format=json");
                 },
             );
         fs::write(mount.sandbox.source().join("file"), "content").unwrap();
         let file = open(&mount.path("file")).unwrap();
-        drill(&mount, Backend::Fuse3, "panic", &["--operation", "read"]);
+        drill(&mount, backend, "panic", &["--operation", "read"]);
         read(&file).unwrap_err();
         stop_drill(&mount);
         let log = mount.log();
