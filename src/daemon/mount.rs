@@ -295,7 +295,7 @@ impl<'a> Task<'a> {
                             How::GaveUp(format!("servers died while {backend} served"))
                         }
                         // As it was told; by now something else may be wanted.
-                        _ if resume == Some(hello.active) => How::Adopted(Because::Ordered),
+                        _ if resume == Some(hello.active) => How::Resumed,
                         _ => How::Started,
                     };
                     self.greet(*hello, how);

@@ -74,6 +74,8 @@ pub enum Happened {
 pub enum How {
     /// It was started, and serves what works of what is wanted.
     Started,
+    /// It was started with what was wanted then, and serves it.
+    Resumed,
     /// It was started with another backend than the one that is wanted, because servers died of that.
     GaveUp(String),
     /// An earlier daemon has left it.
@@ -454,6 +456,7 @@ impl Task {
                 let event = match how {
                     How::Started => Event::ServerStarted { serving },
                     How::GaveUp(why) => Event::GaveUp { serving, why },
+                    How::Resumed => Event::ServerAdopted { serving, because: Because::Ordered },
                     How::Adopted(because) => Event::ServerAdopted { serving, because },
                 };
                 let by = match &event {

@@ -111,6 +111,10 @@ impl<V: Vfs> Vfs for Sampled<V> {
         self.vfs.lookup(caller, parent, name)
     }
 
+    fn known_nodes(&self, visit: &mut dyn FnMut(NodeId)) {
+        self.vfs.known_nodes(visit);
+    }
+
     fn forget(&self, node: NodeId, count: u64) {
         self.vfs.forget(node, count);
     }
