@@ -51,8 +51,8 @@ pub enum Happened {
     },
     /// A server is about to be started: with which backend? Asked in this row, so that what has happened before counts.
     Begins {
-        /// Where the answer goes.
-        answer: oneshot::Sender<Serving>,
+        /// Where the answer goes, and with it what may serve instead.
+        answer: oneshot::Sender<(Serving, Option<Backend>)>,
     },
     /// There is no server any more.
     Ended {
@@ -79,14 +79,14 @@ pub enum How {
     Adopted(Because),
 }
 
-/// The backend that a server is to begin with, if that is not for the mount to say. Waits until all that has happened before
+/// The backend that a server is to begin with, if that is not for the mount to say, and the one that may serve instead of it. Waits until all that has happened before
 /// was heeded, but not for ever.
-pub async fn begin_with(pilot: &mpsc::UnboundedSender<Happened>) -> Option<Backend> {
+pub async fn begin_with(pilot: &mpsc::UnboundedSender<Happened>) -> Option<(Backend, Option<Backend>)> {
     let (answer, answered) = oneshot::channel();
     pilot.send(Happened::Begins { answer }).ok()?;
     match timeout(OPENING, answered).await.ok()?.ok()? {
-        Serving::Only(backend) => Some(backend),
-        Serving::Both { .. } => None,
+        (Serving::Only(backend), instead) => Some((backend, instead)),
+        (Serving::Both { .. }, _) => None,
     }
 }
 
@@ -408,7 +408,7 @@ impl Task {
             wanted: rollout.wanted(),
             candidate: rollout.terms().plan().map(|plan| plan.candidate),
             rollout: rollout.status(),
-            pin: rollout.state().pin().cloned(),
+            pin: rollout.pin(),
             reasons: rollout.reasons(),
             rollbacks: self.rollbacks.clone(),
         };
@@ -426,7 +426,7 @@ impl Task {
             Happened::Begins { answer } => {
                 if let Some(rollout) = &self.rollout {
                     // A keeper that has not waited goes by its configuration.
-                    let _ = answer.send(rollout.wanted());
+                    let _ = answer.send((rollout.wanted(), rollout.instead()));
                 }
             }
             Happened::Began { serving, how } => {
