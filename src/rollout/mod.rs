@@ -227,7 +227,11 @@ impl Rollout {
             state,
             step: step.map(|progress| progress.step + 1),
             steps: self.terms.steps().len(),
-            weight: self.state.weight(&self.terms),
+            weight: match self.state.phase() {
+                Phase::Running(_) | Phase::Committed { .. } => self.state.weight(&self.terms),
+                // What was switched to by hand is no share of a rollout.
+                _ => 0,
+            },
             entered: progress.map(|progress| progress.entered),
             elapsed: step.map(|progress| progress.elapsed),
             bake: step.and_then(|progress| Some(self.terms.steps().get(progress.step)?.bake)),

@@ -190,6 +190,7 @@ fn a_pin_says_that_another_backend_is_configured() {
     assert_eq!(rollout.instead(), None, "nothing but the stable one is wanted");
     rollout.handle(&Event::Asked(Request::Switch(CANDIDATE)), Moment::now()).unwrap();
     assert_eq!(rollout.instead(), Some(STABLE));
+    assert_eq!(rollout.status().unwrap().weight, 0, "by hand, and not by a rollout");
     rollout.handle(&Event::Asked(Request::Rollback { reason: None }), Moment::now()).unwrap();
     rollout.reload(turned(), Moment::now()).unwrap();
     let reasons = rollout.reasons();
