@@ -448,7 +448,7 @@ async fn nonsense_from_a_server_is_survived() {
 #[case("POST", "/api/v1/mounts/default/switch", "{", 400, "JSON")]
 #[case("POST", "/api/v1/mounts/default/switch", r#"{"to":"fuse4"}"#, 422, "fuse4")]
 #[case("POST", "/api/v1/mounts/default/switch", r#"{"to":"fuse3","at":"once"}"#, 422, "unknown field")]
-#[case("POST", "/api/v1/mounts/default/switch", &" ".repeat(9000), 413, "8 KiB")]
+#[case("POST", "/api/v1/mounts/default/switch", &" ".repeat(9000), 413, "8192 bytes at most")]
 #[tokio::test]
 async fn what_is_wrong_is_a_problem(
     #[case] method: &str,

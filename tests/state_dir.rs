@@ -30,7 +30,12 @@ fn a_full_disk_leaves_the_old_state_whole() {
     let old = Phase::Committed { candidate: Backend::Fuse3 };
     store.save(&old).unwrap();
     let pin = |text: String| {
-        Phase::RolledBack(Pin { reason: "p99".into(), since: std::time::SystemTime::UNIX_EPOCH, figures: text.into() })
+        Phase::RolledBack(Pin {
+            reason: "p99".into(),
+            since: std::time::SystemTime::UNIX_EPOCH,
+            figures: text.into(),
+            backend: None,
+        })
     };
     // Too much by itself: full in the middle of the file.
     let error = store.save(&pin("x".repeat(64 << 10))).unwrap_err().to_string();

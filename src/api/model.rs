@@ -182,6 +182,8 @@ pub struct PinStatus {
     /// What the decision rests on; null for an operator's.
     #[schema(value_type = Option<Object>)]
     pub figures: serde_json::Value,
+    /// The backend that serves, whatever is configured meanwhile. Daemons of before do not say it.
+    pub backend: Option<Backend>,
 }
 
 /// What the guard says by one rule.

@@ -173,7 +173,8 @@ fn standing(
     };
     if let Some(pin) = pinned {
         text += &format!(
-            "\n{mount} is pinned since {}: {}",
+            "\n{mount} is pinned{} since {}: {}",
+            pin.backend.map_or_else(String::new, |backend| format!(" to {backend}")),
             humantime::format_rfc3339_seconds(pin.since),
             printable(&pin.reason)
         );
@@ -225,11 +226,12 @@ mod tests {
             reason: "stale\u{1b}listings".into(),
             since: std::time::SystemTime::UNIX_EPOCH,
             figures: serde_json::Value::Null,
+            backend: Some(Backend::Fuse2),
         };
         let back = RolloutStatus { state: "rolled_back".into(), step: None, ..rollout };
         assert_eq!(
             standing("projects", &[(Backend::Fuse2, 100)].into(), Some(&back), Some(&pin)),
-            "projects: rolled back; fuse2 100 %\nprojects is pinned since 1970-01-01T00:00:00Z: stale\u{fffd}listings"
+            "projects: rolled back; fuse2 100 %\nprojects is pinned to fuse2 since 1970-01-01T00:00:00Z: stale\u{fffd}listings"
         );
     }
 }

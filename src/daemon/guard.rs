@@ -169,6 +169,9 @@ fn to_judge(
     let (server, ledger) = facts.server.as_ref()?;
     let is_served = matches!(facts.phase, Phase::Serving | Phase::Switching);
     let tried = Tried::of(shown.borrow().as_ref().filter(|_| is_served)?, facts.stable())?;
+    // Ordered and not done yet, perhaps because its server does not answer: that is nothing of the candidate's.
+    let is_begun = tried.weight == 0 || ledger.weight(tried.candidate) > 0;
+    let tried = Some(tried).filter(|_| is_begun)?;
     Some((*server, tried, ledger.clone(), facts.wanted.clone()))
 }
 

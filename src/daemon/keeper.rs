@@ -263,11 +263,10 @@ impl Keeper {
         let counted = self.facts.borrow().counted.clone();
         let server = process::start(&self.name(), device, counted, &self.plan.server_arguments.read())
             .map_err(|error| End::Failed(error.to_string()))?;
-        let wanted = begin_with(&self.plan.happened).await;
-        // There is nothing to fall back on from the stable one.
-        let stable = self.facts.borrow().wanted.stable();
-        let given_up = wanted.filter(|wanted| *wanted != stable && deaths.are_too_many(*wanted));
-        let resume = wanted.filter(|_| given_up.is_none());
+        let (resume, given_up) = match begin_with(&self.plan.happened).await {
+            Some((wanted, Some(instead))) if deaths.are_too_many(wanted) => (Some(instead), Some(wanted)),
+            wanted => (wanted.map(|(wanted, _)| wanted), None),
+        };
         Ok((server, place, Beginning::Serve { meeting: self.plan.meeting.clone(), resume, given_up }))
     }
 

@@ -365,7 +365,7 @@ fn is_strange(what: Happened, candidate: Backend) -> bool {
     match what {
         Happened::Begins { answer } => {
             // A keeper that has not waited goes by its configuration, which says the same.
-            let _ = answer.send(Serving::Only(candidate));
+            let _ = answer.send((Serving::Only(candidate), None));
             false
         }
         Happened::Began { serving, .. } => serving != candidate,

@@ -52,8 +52,8 @@ pub enum Happened {
     },
     /// A server is about to be started: with which backend? Asked in this row, so that what has happened before counts.
     Begins {
-        /// Where the answer goes.
-        answer: oneshot::Sender<Serving>,
+        /// Where the answer goes, and with it what may serve instead.
+        answer: oneshot::Sender<(Serving, Option<Backend>)>,
     },
     /// There is no server any more.
     Ended {
@@ -82,14 +82,14 @@ pub enum How {
     Adopted(Because),
 }
 
-/// The backend that a server is to begin with, if that is not for the mount to say. Waits until all that has happened before
+/// The backend that a server is to begin with, if that is not for the mount to say, and the one that may serve instead of it. Waits until all that has happened before
 /// was heeded, but not for ever.
-pub async fn begin_with(pilot: &mpsc::UnboundedSender<Happened>) -> Option<Backend> {
+pub async fn begin_with(pilot: &mpsc::UnboundedSender<Happened>) -> Option<(Backend, Option<Backend>)> {
     let (answer, answered) = oneshot::channel();
     pilot.send(Happened::Begins { answer }).ok()?;
     match timeout(OPENING, answered).await.ok()?.ok()? {
-        Serving::Only(backend) => Some(backend),
-        Serving::Both { .. } => None,
+        (Serving::Only(backend), instead) => Some((backend, instead)),
+        (Serving::Both { .. }, _) => None,
     }
 }
 
@@ -261,14 +261,14 @@ async fn run(
             biased;
             what = happened.recv() => match what {
                 Some(what) => task.note(what).await,
-                None => return,
+                None => break,
             },
             found = judged.changed() => match found {
                 Ok(()) => {
                     let found = judged.borrow_and_update().clone();
                     task.heed(&found).await;
                 }
-                Err(_) => return,
+                Err(_) => break,
             },
             (order, result) = task.ordering.done() => task.note_done(order, result).await,
             ask = asked.recv() => match ask {
@@ -277,11 +277,11 @@ async fn run(
                     // A client that has gone does not need to be told.
                     let _ = answer.send(decided);
                 }
-                None => return,
+                None => break,
             },
             changed = changes.changed() => {
                 if changed.is_err() {
-                    return;
+                    break;
                 }
                 let now = changes.borrow_and_update().wanted.clone();
                 if !Arc::ptr_eq(&now, &wanted) {
@@ -298,6 +298,11 @@ async fn run(
             }
         }
         task.tell_what_to_compare();
+    }
+    // With the keeper all orders have come to an end, and whoever waits for one is told which.
+    while task.ordering.is_under_way() {
+        let (order, result) = task.ordering.done().await;
+        task.note_done(order, result).await;
     }
 }
 
@@ -427,7 +432,7 @@ impl Task {
             wanted: rollout.wanted(),
             candidate: rollout.terms().plan().map(|plan| plan.candidate),
             rollout: rollout.status(),
-            pin: rollout.state().pin().cloned(),
+            pin: rollout.pin(),
             reasons: rollout.reasons(),
             rollbacks: self.rollbacks.clone(),
         };
@@ -445,7 +450,7 @@ impl Task {
             Happened::Begins { answer } => {
                 if let Some(rollout) = &self.rollout {
                     // A keeper that has not waited goes by its configuration.
-                    let _ = answer.send(rollout.wanted());
+                    let _ = answer.send((rollout.wanted(), rollout.instead()));
                 }
             }
             Happened::Began { serving, how } => {

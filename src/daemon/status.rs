@@ -373,7 +373,7 @@ fn guard_status(finding: &Finding) -> GuardStatus {
 }
 
 fn pinned(pin: &Pin) -> PinStatus {
-    PinStatus { reason: pin.reason.clone(), since: pin.since, figures: pin.figures.clone() }
+    PinStatus { reason: pin.reason.clone(), since: pin.since, figures: pin.figures.clone(), backend: pin.backend }
 }
 
 fn rollout_status(status: &rollout::Status) -> RolloutStatus {

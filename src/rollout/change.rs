@@ -93,7 +93,7 @@ impl Change<'_> {
     }
 
     fn asked(&mut self, request: &Request) -> Result<(), Refused> {
-        let action = request.action(self.terms.stable);
+        let action = request.action(self.state.home(self.terms));
         match cell(self.state.situation(self.terms), action) {
             Cell::Refuse { reason, remedy } => {
                 return Err(Refused { reason: self.filled(reason), remedy: self.filled(remedy) });
@@ -140,7 +140,7 @@ impl Change<'_> {
     }
 
     fn switch(&mut self, to: Backend) {
-        let by_hand = (to != self.terms.stable).then_some(to);
+        let by_hand = (to != self.state.home(self.terms)).then_some(to);
         self.state.phase = match (&self.state.phase, by_hand) {
             (Phase::RolledBack(_) | Phase::Unreadable { .. } | Phase::Aborted { .. }, None) => self.state.phase.clone(),
             (Phase::Committed { candidate }, Some(to)) if *candidate == to => self.state.phase.clone(),
@@ -248,7 +248,8 @@ impl Change<'_> {
     }
 
     fn roll_back(&mut self, reason: &str, figures: &serde_json::Value) {
-        let pin = Pin { reason: reason.into(), since: self.now.wall, figures: figures.clone() };
+        let backend = Some(self.terms.stable);
+        let pin = Pin { reason: reason.into(), since: self.now.wall, figures: figures.clone(), backend };
         self.state.phase = Phase::RolledBack(pin.clone());
         self.order = true;
         self.notes.push(Note::RolledBack(pin));
@@ -457,11 +458,11 @@ impl Change<'_> {
         };
         let candidate = match &self.state.phase {
             Phase::Running(Progress { candidate, .. }) | Phase::Committed { candidate } => *candidate,
-            _ => terms.stable.other(),
+            _ => self.state.home(terms).other(),
         };
         let words = [
             ("MOUNT", terms.mount.as_str()),
-            ("STABLE", terms.stable.name()),
+            ("STABLE", self.state.home(terms).name()),
             ("CANDIDATE", candidate.name()),
             ("STEP", &step),
             ("SINCE", &since),

@@ -53,6 +53,8 @@ pub use state::{
 };
 pub use store::{LoadError, SaveError, Store};
 
+use crate::config::Backend;
+
 /// For another daemon that uses the mount's state, and is about to end.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -178,6 +180,20 @@ impl Rollout {
         self.state.wanted(&self.terms)
     }
 
+    /// What holds the mount to a backend, and to which.
+    #[must_use]
+    pub fn pin(&self) -> Option<Pin> {
+        self.state.pin().map(|pin| Pin { backend: Some(self.state.home(&self.terms)), ..pin.clone() })
+    }
+
+    /// What may serve instead of what is wanted, if servers die of that: nothing but the stable backend, and nothing at all where
+    /// the mount is pinned.
+    #[must_use]
+    pub fn instead(&self) -> Option<Backend> {
+        let stable = self.terms.stable;
+        (self.state.pin().is_none() && self.wanted() != Serving::Only(stable)).then_some(stable)
+    }
+
     /// Why the mount is degraded, if it is: what cannot be read or kept, a pin. That another backend serves than should,
     /// whoever looks at the server sees better.
     #[must_use]
@@ -187,7 +203,14 @@ impl Rollout {
             reasons.push(format!("{} serves alone: {why}", self.terms.stable));
         }
         if let Some(pin) = self.state.pin() {
-            reasons.push(format!("it is pinned to {} ({})", self.terms.stable, pin.reason));
+            let (home, stable) = (self.state.home(&self.terms), self.terms.stable);
+            reasons.push(format!("it is pinned to {home} ({})", pin.reason));
+            if home != stable {
+                let mount = &self.terms.mount;
+                reasons.push(format!(
+                    "the configured stable backend is {stable}: it serves when `lighthouse-fs unpin {mount}` lifts the pin to {home}"
+                ));
+            }
         }
         if let Some((backend, why)) = self.state.given_up() {
             reasons.push(format!(
@@ -225,7 +248,11 @@ impl Rollout {
             state,
             step: step.map(|progress| progress.step + 1),
             steps: self.terms.steps().len(),
-            weight: self.state.weight(&self.terms),
+            weight: match self.state.phase() {
+                Phase::Running(_) | Phase::Committed { .. } => self.state.weight(&self.terms),
+                // What was switched to by hand is no share of a rollout.
+                _ => 0,
+            },
             entered: progress.map(|progress| progress.entered),
             elapsed: step.map(|progress| progress.elapsed),
             bake: step.and_then(|progress| Some(self.terms.steps().get(progress.step)?.bake)),

@@ -101,6 +101,9 @@ pub struct Pin {
     pub since: SystemTime,
     /// What the decision rests on; null for an operator's.
     pub figures: serde_json::Value,
+    /// The backend that was stable then, whatever is configured later; `None` in files of before: whatever is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<Backend>,
 }
 
 /// What serves, or is to serve.
@@ -147,7 +150,7 @@ pub enum Request {
 }
 
 impl Request {
-    /// Its column in the table.
+    /// Its column in the table, where this backend serves when nothing is tried.
     #[must_use]
     pub fn action(&self, stable: Backend) -> Action {
         match self {
@@ -427,6 +430,12 @@ impl State {
         if let Phase::RolledBack(pin) = &self.phase { Some(pin) } else { None }
     }
 
+    /// The backend that serves when nothing is tried: the stable one, or the one that it is pinned to.
+    #[must_use]
+    pub fn home(&self, terms: &Terms) -> Backend {
+        self.pin().and_then(|pin| pin.backend).unwrap_or(terms.stable)
+    }
+
     /// Why another backend serves than should.
     #[must_use]
     pub fn fallback(&self) -> Option<&str> {
@@ -462,16 +471,16 @@ impl State {
                 _ => Serving::Only(*candidate),
             },
             Phase::Idle { by_hand: None } | Phase::Aborted { .. } | Phase::RolledBack(_) | Phase::Unreadable { .. } => {
-                Serving::Only(terms.stable)
+                Serving::Only(self.home(terms))
             }
         }
     }
 
-    /// Percent of the operations that another backend than the stable one is to have.
+    /// Percent of the operations that another backend than the stable one, or the pinned one, is to have.
     #[must_use]
     pub fn weight(&self, terms: &Terms) -> u8 {
         match self.wanted(terms) {
-            Serving::Only(backend) if backend == terms.stable => 0,
+            Serving::Only(backend) if backend == self.home(terms) => 0,
             Serving::Only(_) => 100,
             Serving::Both { weight, .. } => weight,
         }

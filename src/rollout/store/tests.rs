@@ -13,7 +13,7 @@ const OLD: Phase = Phase::Committed { candidate: Backend::Fuse3 };
 
 fn new() -> Phase {
     let figures = serde_json::json!({"text": "long enough to be torn apart ".repeat(9)});
-    Phase::RolledBack(Pin { reason: "p99".into(), since: SystemTime::UNIX_EPOCH, figures })
+    Phase::RolledBack(Pin { reason: "p99".into(), since: SystemTime::UNIX_EPOCH, figures, backend: None })
 }
 
 /// A folder on a disk that may lose its power: what was not synced may be there after it, or not, or in part.

@@ -145,13 +145,59 @@ fn a_pin_keeps_its_reason_until_it_is_lifted() {
     assert_eq!((transition.keep, transition.serve), (Some(Keep::Try), Some(Serving::Only(STABLE))));
     stage.ask(Request::Rollback { reason: Some("too".into()) }).unwrap();
     stage.restart(Because::Ordered);
-    let pin = Pin { reason: "error_rate".into(), since: at(1_700_000_000), figures: figures() };
+    let pin = Pin { reason: "error_rate".into(), since: at(1_700_000_000), figures: figures(), backend: Some(STABLE) };
     assert_eq!(*stage.pin(), pin);
     let refused = stage.ask(Request::Start).unwrap_err().to_string();
     let expected = "projects is pinned to fuse2 since 2023-11-14T22:13:20Z (error_rate); if that is settled, `lighthouse-fs unpin projects` lifts the pin";
     assert_eq!(refused, expected);
     let lifted = stage.ask(Request::Unpin).unwrap();
     assert_eq!((lifted.keep, stage.situation()), (Some(Keep::Must), Situation::Idle));
+}
+
+/// What was rolled back does not come back by another line of the configuration.
+#[test]
+fn a_pin_names_its_backend() {
+    let mut stage = stage(Situation::Pinned);
+    let reloaded = stage.reload(turned());
+    assert_eq!((reloaded.serve, stage.state.wanted(&stage.terms)), (None, Serving::Only(STABLE)));
+    assert_eq!((stage.situation(), stage.weight()), (Situation::Pinned, 0));
+    let refused = stage.ask(Request::Switch(CANDIDATE)).unwrap_err().to_string();
+    assert!(refused.starts_with("projects is pinned to fuse2 since"), "{refused}");
+    let switched = stage.ask(Request::Switch(STABLE)).unwrap();
+    assert_eq!((switched.serve, stage.situation()), (Some(Serving::Only(STABLE)), Situation::Pinned));
+    stage.event(Event::ServerEnded { died: true });
+    // A server that could not begin with it is ordered it.
+    assert_eq!(stage.event(Event::ServerStarted { serving: CANDIDATE }).serve, Some(Serving::Only(STABLE)));
+    assert_eq!(stage.restart(Because::Ordered).serve, Some(Serving::Only(STABLE)));
+    assert_eq!(stage.ask(Request::Unpin).unwrap().serve, Some(Serving::Only(CANDIDATE)));
+}
+
+#[test]
+fn a_pin_of_before_is_to_whatever_is_stable() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::new(folder.path(), "projects");
+    let text = r#"{"version": 1, "rollout": {"state": "rolled_back", "reason": "p99", "since": "2026-11-24T23:41:30Z", "figures": null}}"#;
+    std::fs::write(store.file(), text).unwrap();
+    let rollout = Rollout::open(store, turned());
+    assert_eq!((rollout.wanted(), rollout.pin().unwrap().backend), (Serving::Only(CANDIDATE), Some(CANDIDATE)));
+    assert_eq!(rollout.reasons(), ["it is pinned to fuse3 (p99)"]);
+}
+
+#[test]
+fn a_pin_says_that_another_backend_is_configured() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut rollout = open(folder.path());
+    assert_eq!(rollout.instead(), None, "nothing but the stable one is wanted");
+    rollout.handle(&Event::Asked(Request::Switch(CANDIDATE)), Moment::now()).unwrap();
+    assert_eq!(rollout.instead(), Some(STABLE));
+    assert_eq!(rollout.status().unwrap().weight, 0, "by hand, and not by a rollout");
+    rollout.handle(&Event::Asked(Request::Rollback { reason: None }), Moment::now()).unwrap();
+    rollout.reload(turned(), Moment::now()).unwrap();
+    let reasons = rollout.reasons();
+    assert_eq!((reasons[0].as_str(), reasons.len()), ("it is pinned to fuse2 (operator)", 2), "{reasons:?}");
+    assert!(reasons[1].contains("the configured stable backend is fuse3"), "{reasons:?}");
+    assert_eq!((rollout.pin().unwrap().backend, rollout.status().unwrap().weight), (Some(STABLE), 0));
+    assert_eq!(rollout.instead(), None, "whatever servers die of");
 }
 
 #[test]
@@ -399,11 +445,8 @@ fn a_bake_time_that_is_shorter_now_is_over_at_the_next_tick() {
 /// The last move of a migration: what was committed becomes the stable backend of the configuration.
 #[test]
 fn what_is_committed_becomes_stable() {
-    let mut mount = Mount::new("projects", "/srv/projects", "/mnt/projects");
-    mount.backend = crate::config::BackendChoice::Only(CANDIDATE);
-    let machine = MachineId::of(&daemon());
     let mut stage = stage(Situation::Committed);
-    let reloaded = stage.reload(Terms::of(&mount, Some(CANDIDATE), &machine));
+    let reloaded = stage.reload(turned());
     assert_eq!((reloaded.serve, stage.weight()), (None, 0), "it serves already, and is no candidate any more");
     assert_eq!(stage.situation(), Situation::NoCandidate);
     assert_eq!(*stage.state.phase(), Phase::Idle { by_hand: None });

@@ -49,6 +49,13 @@ fn no_candidate() -> Terms {
     terms_of(Configured::default())
 }
 
+/// What was the candidate is the stable one, and nothing is tried.
+fn turned() -> Terms {
+    let mut mount = Mount::new("projects", "/srv/projects", "/mnt/projects");
+    mount.backend = crate::config::BackendChoice::Only(CANDIDATE);
+    Terms::of(&mount, Some(CANDIDATE), &MachineId::of(&daemon()))
+}
+
 /// A mount and its clocks.
 struct Stage {
     state: State,

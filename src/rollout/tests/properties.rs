@@ -22,6 +22,7 @@ fn plans() -> impl Strategy<Value = Terms> {
     prop_oneof![
         6 => with_steps,
         1 => Just(no_candidate()),
+        1 => Just(turned()),
         1 => any::<bool>().prop_map(fleet),
     ]
 }
@@ -200,7 +201,7 @@ proptest! {
             1 => Phase::Running(Progress { candidate: CANDIDATE, fleet, step, trial, elapsed, entered: since, paused, deaths }),
             2 => Phase::Committed { candidate: STABLE },
             3 => Phase::Aborted { candidate: CANDIDATE, reason },
-            _ => Phase::RolledBack(Pin { reason, since, figures: figures() }),
+            _ => Phase::RolledBack(Pin { reason, since, figures: figures(), backend: fleet.then_some(CANDIDATE) }),
         };
         let folder = tempfile::tempdir().unwrap();
         let store = Store::new(folder.path(), "projects");
