@@ -30,8 +30,15 @@ fn nothing_is_lost_and_the_slow_candidate_is_rolled_back() {
         assert_eq!(story["rollback"]["rule"], "p99", "{story}");
         let told: Vec<_> =
             story["timeline"].as_array().unwrap().iter().map(|line| line["what"].as_str().unwrap()).collect();
-        let steps =
-            ["gets 10 %", "gets 50 %", "becomes slow", "rule p99 is broken", "rolled back: p99", "serves alone"];
+        let steps = [
+            "are compared",
+            "gets 10 %",
+            "gets 50 %",
+            "becomes slow",
+            "rule p99 is broken",
+            "rolled back: p99",
+            "serves alone",
+        ];
         assert_eq!(told.len(), steps.len(), "{told:#?}");
         assert!(told.iter().zip(steps).all(|(told, step)| told.contains(step)), "{told:#?}");
         sandbox.assert_nothing_left();

@@ -264,7 +264,10 @@ pub fn cell(situation: Situation, action: Action) -> Cell {
         (S::Pinned, A::SwitchToCandidate | A::Start | A::Pause | A::Resume | A::Promote) => PINNED,
 
         (S::Unreadable, A::SwitchToStable) => Do("STABLE serves, started anew if it had ended"),
-        (S::Unreadable, A::Rollback) => Already("STABLE serves MOUNT, and nothing else until its state can be read: WHY"),
+        (S::Unreadable, A::Rollback) => Refuse {
+            reason: "STABLE serves MOUNT alone already, and no pin can be kept: WHY",
+            remedy: "put that right, reload the configuration (SIGHUP), and roll back again: until then nothing else serves",
+        },
         (S::Unreadable, A::Abort) => Already("STABLE serves MOUNT, and no rollout is running"),
         (S::Unreadable, A::SwitchToCandidate | A::Unpin | A::Start | A::Pause | A::Resume | A::Promote) => UNKNOWN,
     }

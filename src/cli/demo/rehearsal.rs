@@ -76,12 +76,11 @@ async fn follow(stage: &Stage, stable: Backend, seen: &mut Seen) -> Result<Rollb
         let Published { at, event, .. } = next(&mut events).await?;
         match event {
             Event::Step { weight, .. } => {
-                let share = if weight == 0 {
-                    "the shadow of every operation".into()
-                } else {
-                    format!("{weight} % of the operations")
+                let does = match weight {
+                    0 => "answers beside the other, and both answers are compared".into(),
+                    _ => format!("gets {weight} % of the operations"),
                 };
-                seen.note(at, format!("{candidate} gets {share}"));
+                seen.note(at, format!("{candidate} {does}"));
                 if weight == SLOW_AT {
                     let plan = Plan { rate: RATE, delay: Some(DELAY), ..Plan::new(candidate, Fault::Delay) };
                     stage.drill(&plan).await?;

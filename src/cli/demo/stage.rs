@@ -27,12 +27,15 @@ const MOUNT: &str = "demo";
 const ROLLOUT: &str = "
 [mount.rollout]
 candidate = \"CANDIDATE\"
+shadow_sample = 1
 steps = [
+  { shadow = true, for = \"1s\" },
   { weight = 10, for = \"2s\" }, { weight = 50, for = \"10m\" }, { weight = 100, for = \"10m\" },
 ]
 [mount.guard]
 window = \"2s\"
 minimum_samples = 50
+divergence = 0.01
 ";
 /// What the content that programs write follows from.
 const SEED: u64 = 42;

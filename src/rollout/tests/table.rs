@@ -20,7 +20,7 @@ const EXPECTED: [(Situation, [&str; 9]); 11] = [
     (Situation::Committed,    ["idle 0",                "committed 100",    "pinned 0", "=",         "no",         "no",         "no",          "no",            "no"]),
     (Situation::Aborted,      ["aborted 0",             "idle 100",         "pinned 0", "=",         "running 0",  "no",         "no",          "no",            "="]),
     (Situation::Pinned,       ["pinned 0",              "no",               "=",        "idle 0",    "no",         "no",         "no",          "no",            "="]),
-    (Situation::Unreadable,   ["unreadable state 0",    "no",               "=",        "no",        "no",         "no",         "no",          "no",            "="]),
+    (Situation::Unreadable,   ["unreadable state 0",    "no",               "no",       "no",        "no",         "no",         "no",          "no",            "="]),
 ];
 
 fn said(stage: &Stage) -> String {
