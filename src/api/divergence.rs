@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::config::Backend;
+use crate::guard::{Interval, wilson};
 use crate::ledger::{Compared, Comparisons, Operation};
-use crate::shadow::{Example, Rate, Told};
+use crate::shadow::{Example, Told};
 
 /// Answer to `GET /api/v1/divergence`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
@@ -72,6 +73,26 @@ pub struct OperationDivergence {
     pub dropped: u64,
     /// The share that diverged, with its 95 % confidence interval.
     pub rate: Option<Rate>,
+}
+
+/// A share with its 95 % confidence interval: where it lies, as far as so few comparisons can tell.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Rate {
+    /// The share that was seen.
+    pub value: f64,
+    /// The lower bound.
+    pub low: f64,
+    /// The upper bound.
+    pub high: f64,
+}
+
+impl Rate {
+    /// Of `some` in `all`; `None` without any.
+    #[must_use]
+    pub fn of(some: u64, all: u64) -> Option<Self> {
+        let Interval { lower, upper } = wilson(some, all);
+        (all > 0).then(|| Self { value: some as f64 / all as f64, low: lower, high: upper })
+    }
 }
 
 impl MountDivergence {

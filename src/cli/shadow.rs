@@ -7,9 +7,9 @@ use comfy_table::{CellAlignment, Table};
 
 use super::{Global, ask, daemons, fail_asking, printable, say, say_json};
 use crate::api::Client;
-use crate::api::divergence::{MountDivergence, MountDivergenceAnswer};
+use crate::api::divergence::{MountDivergence, MountDivergenceAnswer, Rate};
 use crate::api::model::SCHEMA;
-use crate::shadow::{Example, Rate, Shown};
+use crate::shadow::{Example, Shown};
 
 const EXAMPLES: &str = "Examples:
   lighthouse-fs shadow report projects

@@ -38,7 +38,7 @@ pub use call::{Call, Data, Manner, Sample};
 pub use compare::{PERMITTED, Permitted};
 pub use comparer::{Comparer, Conditions, Contender, Verdict};
 pub use recording::Recording;
-pub use report::{Comparing, EXAMPLES, Example, Rate, Shown, Told};
+pub use report::{Comparing, EXAMPLES, Example, Shown, Told};
 pub use sampling::Sampled;
 
 /// How often the thread looks whether it is to end while nothing is sampled.

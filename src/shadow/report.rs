@@ -154,53 +154,11 @@ pub(super) struct Side {
     pub decoded: Vec<Sample>,
 }
 
-/// A share with its 95 % confidence interval (Wilson): where it lies, as far as so few comparisons can tell.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct Rate {
-    /// The share that was seen.
-    pub value: f64,
-    /// The lower bound.
-    pub low: f64,
-    /// The upper bound.
-    pub high: f64,
-}
-
-impl Rate {
-    /// Of `some` in `all`; `None` without any.
-    #[must_use]
-    pub fn of(some: u64, all: u64) -> Option<Self> {
-        // The normal distribution's 97.5 % quantile.
-        const Z: f64 = 1.959_963_984_540_054;
-        if all == 0 {
-            return None;
-        }
-        let (n, p) = (all as f64, some as f64 / all as f64);
-        let weight = 1. + Z * Z / n;
-        let centre = (p + Z * Z / (2. * n)) / weight;
-        let half = Z / weight * (p * (1. - p) / n + Z * Z / (4. * n * n)).sqrt();
-        // Exact at the ends, where rounding would leave something.
-        let low = if some == 0 { 0. } else { (centre - half).max(0.) };
-        let high = if some == all { 1. } else { (centre + half).min(1.) };
-        Some(Self { value: p, low, high })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::shadow::call::Call;
     use crate::vfs::{Caller, HandleId, NodeId};
-
-    #[test]
-    fn intervals_are_wilsons() {
-        assert_eq!(Rate::of(0, 0), None);
-        let close = |rate: Rate, low: f64, high: f64| {
-            assert!((rate.low - low).abs() < 1e-4 && (rate.high - high).abs() < 1e-4, "{rate:?}");
-        };
-        close(Rate::of(0, 100).unwrap(), 0., 0.036_99);
-        close(Rate::of(5, 100).unwrap(), 0.021_54, 0.111_75);
-        close(Rate::of(100, 100).unwrap(), 0.963_01, 1.);
-    }
 
     #[test]
     fn one_kind_of_request_leaves_room_for_others() {
