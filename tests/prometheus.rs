@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use lighthouse_fs::guard::prometheus::ask;
+#[cfg(all(feature = "fuse2", feature = "fuse3"))]
 use nix::sys::signal::Signal;
 use rstest::rstest;
 use serde_json::Value;
@@ -222,6 +223,7 @@ fn a_real_server_that_scrapes_this_daemon() {
 }
 
 /// What the guard says by the rule `prometheus`.
+#[cfg(all(feature = "fuse2", feature = "fuse3"))]
 fn verdict(status: &Value) -> (String, String) {
     let rules = mount_of(status, "tried")["guard"].as_array().cloned().unwrap_or_default();
     let found = rules.iter().find(|rule| rule["rule"] == "prometheus").cloned().unwrap_or_default();

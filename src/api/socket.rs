@@ -295,28 +295,20 @@ pub fn find_group(name: &str) -> Result<u32, ListenError> {
     }
 }
 
-/// Whether the kernel takes the paths of the control socket and of the servers' sockets beside it, of which the longest mount
-/// name makes the longest.
+/// Whether the kernel takes the path of the control socket. Those of the servers beside it are found through their folder, and
+/// may be as long as names are.
 ///
 /// # Errors
-/// Which is too long, and what to do.
-pub fn check_lengths<'a>(socket: &Path, mounts: impl Iterator<Item = &'a str>) -> Result<(), String> {
-    let too_long = |path: &Path| path.as_os_str().len() > LONGEST;
-    if too_long(socket) {
-        return Err(format!(
-            "the control socket {} has {} bytes, and the kernel takes {LONGEST}: choose a shorter `socket`",
-            socket.display(),
-            socket.as_os_str().len()
-        ));
+/// What to do.
+pub fn check_length(socket: &Path) -> Result<(), String> {
+    let length = socket.as_os_str().len();
+    if length <= LONGEST {
+        return Ok(());
     }
-    let mut servers = mounts.map(|mount| server(socket, mount));
-    servers.find(|path| too_long(path)).map_or(Ok(()), |path| {
-        Err(format!(
-            "beside the control socket there is one of each mount's server, and {} has {} bytes, of which the kernel takes {LONGEST}: choose a shorter `socket` or name of the mount",
-            path.display(),
-            path.as_os_str().len()
-        ))
-    })
+    let socket = socket.display();
+    Err(format!(
+        "the control socket {socket} has {length} bytes, and the kernel takes {LONGEST}: choose a shorter `socket`"
+    ))
 }
 
 /// Tries whether somebody listens, without waiting: EAGAIN when somebody does who has stopped accepting.
@@ -423,20 +415,14 @@ mod tests {
     #[test]
     fn paths_that_the_kernel_does_not_take_are_told() {
         let socket = |length: usize| PathBuf::from(format!("/{}", "s".repeat(length - 1)));
-        let none = std::iter::empty;
-        assert_eq!(check_lengths(&socket(LONGEST), none()), Ok(()));
+        assert_eq!(check_length(&socket(LONGEST)), Ok(()));
         let longer = socket(LONGEST + 1);
         assert!(UnixListener::bind(&longer).is_err());
-        let why = check_lengths(&longer, none()).unwrap_err();
+        let why = check_length(&longer).unwrap_err();
         assert!(
             why.contains("has 108 bytes") && why.contains("takes 107") && why.contains("shorter `socket`"),
             "{why}"
         );
-        // `/sss….servers/one.sock`
-        let (fits, does_not) = (socket(LONGEST - 17), socket(LONGEST - 16));
-        assert_eq!(check_lengths(&fits, ["one"].into_iter()), Ok(()));
-        let why = check_lengths(&does_not, ["one"].into_iter()).unwrap_err();
-        assert!(why.contains(".servers/one.sock has 108 bytes") && why.contains("name of the mount"), "{why}");
     }
 
     #[test]

@@ -36,8 +36,8 @@ pub fn run(args: &Args) -> ExitCode {
         Ok(loaded) => loaded,
         Err(errors) => return fail_loading(&errors),
     };
-    let Settings { daemon, mounts, .. } = &loaded.settings;
-    if let Err(why) = socket::check_lengths(&daemon.socket, mounts.iter().map(|mount| mount.name.as_str())) {
+    let Settings { daemon, .. } = &loaded.settings;
+    if let Err(why) = socket::check_length(&daemon.socket) {
         complain(&origin_of(&loaded, None, "daemon.socket"), "daemon.socket", &why);
         return ExitCode::from(exit::CONFIGURATION);
     }

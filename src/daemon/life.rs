@@ -112,7 +112,7 @@ fn other(error: impl Into<Box<dyn Error + Send + Sync>>) -> Failure {
 /// # Errors
 /// When it cannot begin; for one mount alone also when that fails.
 pub fn run(options: Options) -> Result<(), Failure> {
-    check_socket(&options)?;
+    socket::check_length(&options.settings.daemon.socket).map_err(Failure::Configuration)?;
     // Whoever has started this process may have left them blocked.
     SigSet::from_iter([SIGTERM, SIGINT, SIGHUP, SIGCHLD]).thread_unblock().map_err(other)?;
     let device = match (&options.settings.mounts[..], options.alone) {
@@ -140,13 +140,6 @@ pub fn run(options: Options) -> Result<(), Failure> {
         tracing::debug!(%error, "the folder of the servers' sockets stays");
     }
     end
-}
-
-/// Whether all sockets can be made, as far as their paths say.
-fn check_socket(options: &Options) -> Result<(), Failure> {
-    let Settings { daemon, mounts, .. } = &options.settings;
-    let left = if options.mounts_end_too { &[][..] } else { mounts };
-    socket::check_lengths(&daemon.socket, left.iter().map(|mount| mount.name.as_str())).map_err(Failure::Configuration)
 }
 
 /// What is wrong with the only mount is said before anything is made, unless a server of it is to be adopted.
@@ -547,9 +540,6 @@ impl Life {
         let loaded = read.map_err(|_| hangs(&format!("was not read within {READING:?}")))?;
         self.reading = None;
         let loaded = loaded.map_err(|error| error.to_string())??;
-        let Settings { mounts, .. } = &loaded.settings;
-        // The socket stays the one that it is until a restart.
-        socket::check_lengths(&self.options.settings.daemon.socket, mounts.iter().map(|mount| mount.name.as_str()))?;
         let own = own(&loaded.settings, Some(reload));
         let check = tokio::task::spawn_blocking(move || check_together(&loaded.settings, own).map(|()| loaded)).await;
         check.map_err(other).and_then(|checked| checked).map_err(|error| error.to_string())
