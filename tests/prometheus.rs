@@ -16,7 +16,9 @@ use lighthouse_fs::guard::prometheus::ask;
 use nix::sys::signal::Signal;
 use rstest::rstest;
 use serde_json::Value;
-use support::service::{Service, config, mount_of, serve_command};
+#[cfg(all(feature = "fuse2", feature = "fuse3"))]
+use support::service::mount_of;
+use support::service::{Service, config, serve_command};
 use support::{COMMAND_LIMIT, ROOT_DIRECT, Sandbox, require_root, unless_skipped, wait_for};
 
 /// Where scripts/setup.sh puts it.
