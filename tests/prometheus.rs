@@ -19,7 +19,7 @@ use serde_json::Value;
 #[cfg(all(feature = "fuse2", feature = "fuse3"))]
 use support::service::mount_of;
 use support::service::{Service, config, serve_command};
-use support::{COMMAND_LIMIT, ROOT_DIRECT, Sandbox, require_root, unless_skipped, wait_for};
+use support::{Backend, COMMAND_LIMIT, ROOT_DIRECT, Sandbox, require_root, unless_skipped, wait_for};
 
 /// Where scripts/setup.sh puts it.
 const INSTALLED: &str = "/usr/local/lib/prometheus/bin/prometheus";
@@ -175,8 +175,9 @@ const API: &str = "[api]\nlisten = \"\"\nshadow_listen = \"\"\nmetrics_listen = 
 
 /// The file of a daemon with one mount, with more of it.
 fn file(sandbox: &Sandbox, more: &str) -> String {
-    API.to_owned()
-        + &support::service::mount(sandbox, "tried", &format!("backend = \"fuse2\"\nhelper = \"direct\"\n{more}"))
+    let stable = Backend::ALL.into_iter().find(|backend| backend.is_built_in()).expect("a backend");
+    let more = format!("backend = \"{stable}\"\nhelper = \"direct\"\n{more}");
+    API.to_owned() + &support::service::mount(sandbox, "tried", &more)
 }
 
 /// A daemon with one mount, and where its metrics are.

@@ -19,7 +19,7 @@ use crate::config::{Backend, Guard, Prometheus};
 use crate::guard::{
     self, Comparison, Counts, Finding, Look, Lost, PerBackend, Probe, Rule, Verdict, Window, judge, prometheus,
 };
-use crate::ledger::{AnswerStatus, Ledger, PortState};
+use crate::ledger::{AnswerStatus, Compared, Ledger, Operation, PortState};
 use crate::rollout::{Evidence, Serving};
 
 /// Between two looks. What is broken at once is to be acted on within a second.
@@ -184,6 +184,8 @@ struct Trial {
     rows: [Option<(Instant, u32)>; 2],
     lost: Lost,
     oracle: Oracle,
+    /// What had been compared of each operation before.
+    compared: Vec<Compared>,
 }
 
 impl Trial {
@@ -200,6 +202,7 @@ impl Trial {
             rows: [None, None],
             lost,
             oracle: Oracle::default(),
+            compared: compared(ledger).map(|(_, compared)| compared).collect(),
         }
     }
 
@@ -230,6 +233,10 @@ impl Trial {
             has_ended: ledger.port_state(self.tried.candidate) == PortState::Ended,
             lost: self.lost,
             comparison: Comparison::Off,
+            by_operation: compared(ledger)
+                .zip(&self.compared)
+                .map(|((operation, now), then)| (operation, now.since(*then)))
+                .collect(),
             prometheus: None,
         }
     }
@@ -262,6 +269,10 @@ impl Oracle {
         }
         self.answer.clone()
     }
+}
+
+fn compared(ledger: &Ledger) -> impl Iterator<Item = (Operation, Compared)> + '_ {
+    Operation::ALL.iter().map(|operation| (*operation, ledger.comparisons().get(*operation)))
 }
 
 fn counts(ledger: &Ledger, prober: &Prober) -> Counts {

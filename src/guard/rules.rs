@@ -7,13 +7,17 @@ use super::statistics::wilson;
 use super::verdict::{Finding, Need, Rule, Verdict};
 use super::window::{PerBackend, Span};
 use crate::config::{Backend, Guard};
-use crate::ledger::BOUNDS;
+use crate::ledger::{BOUNDS, Compared, Operation};
 
 /// The share that 99 of 100 leaves.
 const ONE_IN_A_HUNDRED: f64 = 0.01;
 /// Questions of the prober before a share of them says anything: of fewer a single slow one would be a breach. It asks once a
 /// second, so that `minimum_samples` would take minutes.
 const FEWEST_PROBES: u64 = 20;
+
+/// Answers to one operation that must differ before that is a breach by itself: of fewer it may be an accident of a source that
+/// changes.
+const FEWEST_DIVERGED: u64 = 3;
 
 /// What the prober makes of the mount.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -80,6 +84,8 @@ pub struct Look {
     pub lost: Lost,
     /// Whether answers are compared.
     pub comparison: Comparison,
+    /// What has come of that since the step began, by operation.
+    pub by_operation: Vec<(Operation, Compared)>,
     /// What a Prometheus server has answered last, or why it has not; `None` before it was asked.
     pub prometheus: Option<Result<f64, String>>,
 }
@@ -267,6 +273,14 @@ impl Judge<'_> {
             verdict => (&look.whole, whole, verdict),
         };
         let mut reason = told(ratio, "compared answers differed", span, threshold);
+        let (ratio, verdict) = match self.diverging_operation(threshold) {
+            Some((operation, of_it)) if verdict != Verdict::Breach => {
+                reason =
+                    told(of_it, &format!("compared answers to {} differed", operation.name()), &look.whole, threshold);
+                (of_it, Verdict::Breach)
+            }
+            _ => (ratio, verdict),
+        };
         // Without a comparison a shadow step goes by time alone.
         let need = if look.weight == 0 && look.comparison == Comparison::On { Need::Healthy } else { Need::NotBad };
         if verdict == Verdict::NoData {
@@ -279,6 +293,14 @@ impl Judge<'_> {
         Finding { rule: Rule::Divergence, verdict, value, threshold, samples: ratio.samples, reason, need }
     }
 
+    /// An operation that is answered otherwise, and so rare that among all of them it does not show.
+    fn diverging_operation(&self, threshold: f64) -> Option<(Operation, Ratio)> {
+        let of = |compared: &Compared| Ratio { hits: compared.diverged, samples: compared.compared };
+        let all = self.look.by_operation.iter().map(|(operation, compared)| (*operation, of(compared)));
+        let mut diverging = all.filter(|(_, ratio)| ratio.hits >= FEWEST_DIVERGED && ratio.exceeds(threshold));
+        diverging.next()
+    }
+
     fn held_longer_than(&self, backend: Backend, limit: Duration) -> u64 {
         self.look.in_flight[backend.index()].iter().filter(|age| **age > limit).count() as u64
     }
@@ -287,13 +309,22 @@ impl Judge<'_> {
         self.look.in_flight[backend.index()].iter().max().copied().unwrap_or_default()
     }
 
+    /// Whether the stable backend has had, or has, a request about as long. Ages are looked at when they happen to be, so half of
+    /// it will do.
+    fn stable_takes_as_long(&self, time: Duration) -> bool {
+        let (stable, half) = (self.look.candidate.other(), time / 2);
+        let bound = BOUNDS.iter().rev().copied().find(|bound| u128::from(*bound) <= half.as_nanos());
+        let handlers = self.look.recent.counts.backends[stable.index()].handlers;
+        self.held_longer_than(stable, half) > 0 || handlers.above(bound.unwrap_or(BOUNDS[0])) > 0
+    }
+
     fn hang(&self) -> Finding {
         let (candidate, limit) = (self.look.candidate, self.guard.hang);
         let (oldest, other) = (self.oldest(candidate), self.oldest(candidate.other()));
-        let verdict = match (oldest > limit, other > limit) {
-            (false, _) => Verdict::Healthy,
-            (true, false) => Verdict::Breach,
-            (true, true) => Verdict::Source,
+        let verdict = match oldest > limit {
+            false => Verdict::Healthy,
+            true if self.stable_takes_as_long(limit) => Verdict::Source,
+            true => Verdict::Breach,
         };
         let held = self.look.in_flight[candidate.index()].len() as u64;
         let mut reason = match verdict {
@@ -301,7 +332,12 @@ impl Judge<'_> {
             _ => format!("the oldest request has been in its handler for {} (threshold {})", time(oldest), time(limit)),
         };
         match verdict {
-            Verdict::Source => reason += &format!("; of {} for {}", candidate.other(), time(other)),
+            Verdict::Source if other.is_zero() => {
+                reason += &format!("; {} took about as long lately", candidate.other());
+            }
+            Verdict::Source => {
+                reason += &format!("; of {} for {}, or about as long lately", candidate.other(), time(other));
+            }
             Verdict::Breach if self.look.weight == 100 => reason += &alone(candidate),
             _ => {}
         }
@@ -339,11 +375,13 @@ impl Judge<'_> {
                 (Verdict::Source, format!("{backend} has passed an error on to the prober: {why}"))
             }
             Probe::Silent { lasted } => {
-                // Perhaps the candidate does as well: then it is the source.
-                let is_stables = self.oldest(candidate.other()) >= *lasted;
-                let verdict = if is_stables { Verdict::Source } else { Verdict::Breach };
-                let holder =
-                    if is_stables { format!(", and {} holds a request", candidate.other()) } else { String::new() };
+                // Whoever holds the question: if the stable backend is as slow, the source is.
+                let is_sources = self.stable_takes_as_long(*lasted);
+                let verdict = if is_sources { Verdict::Source } else { Verdict::Breach };
+                let holder = match is_sources {
+                    true => format!(", and requests of {} take about as long", candidate.other()),
+                    false => String::new(),
+                };
                 (verdict, format!("the mount has not answered the prober for {}{holder}", time(*lasted)))
             }
         };

@@ -6,6 +6,7 @@ use rstest::rstest;
 
 use super::*;
 use crate::config::{Backend, Guard, Number};
+use crate::ledger::{Compared, Operation};
 
 const CANDIDATE: usize = Backend::Fuse3 as usize;
 const STABLE: usize = Backend::Fuse2 as usize;
@@ -24,6 +25,7 @@ fn look() -> Look {
         has_ended: false,
         lost: Lost::LookedFor,
         comparison: Comparison::Off,
+        by_operation: vec![],
         prometheus: None,
     }
 }
@@ -175,7 +177,8 @@ fn one_slow_probe_is_no_breach_and_two_of_twenty_are() {
 
 #[rstest]
 #[case(9, 0, Verdict::Healthy)]
-#[case(11, 9, Verdict::Breach)]
+#[case(11, 4, Verdict::Breach)]
+#[case(11, 9, Verdict::Source)]
 #[case(11, 11, Verdict::Source)]
 #[case(0, 11, Verdict::Healthy)]
 fn hang(#[case] candidate: u64, #[case] stable: u64, #[case] verdict: Verdict) {
@@ -293,4 +296,39 @@ fn a_step_waits_for_errors_and_times() {
     slow(&mut look.recent, CANDIDATE, 10_000, 0);
     assert_eq!(rule(&look), None);
     assert_eq!(look.recent.counts.backends[CANDIDATE].handlers.above(SECOND), 0);
+}
+
+/// A source that takes six seconds: its requests are of any age when the guard looks.
+#[rstest]
+#[case::it_holds_one(vec![Duration::from_millis(3100)], 0, Verdict::Source)]
+#[case::it_has_answered_one(vec![], 1, Verdict::Source)]
+#[case::it_is_quick(vec![Duration::from_millis(50)], 0, Verdict::Breach)]
+fn what_is_slow_for_both_is_the_sources(#[case] held: Vec<Duration>, #[case] answered: u64, #[case] verdict: Verdict) {
+    let lasted = Duration::from_millis(6100);
+    let mut look = Look { probe: Probe::Silent { lasted }, ..look() };
+    // Up to 5 s.
+    look.recent.counts.backends[0].handlers.buckets[17] = answered;
+    look.in_flight = [held, vec![lasted]];
+    assert_eq!(find(&look, Rule::FailedProbe).verdict, verdict);
+    let guard = Guard { hang: lasted - Duration::from_millis(100), ..Guard::default() };
+    assert_eq!(find_by(&look, &guard, Rule::Hang).verdict, verdict);
+}
+
+/// Ten links of forty, among a hundred thousand other answers.
+#[rstest]
+#[case::many(40, 10, Verdict::Breach)]
+#[case::an_accident(40, 2, Verdict::Healthy)]
+#[case::rarer_than_may_be(100_000, 5, Verdict::Healthy)]
+fn a_rare_operation_is_judged_by_itself(#[case] compared: u64, #[case] diverged: u64, #[case] verdict: Verdict) {
+    let mut look = Look { comparison: Comparison::On, ..look() };
+    for span in [&mut look.recent, &mut look.whole] {
+        (span.counts.compared, span.counts.diverged) = (200_000, diverged);
+    }
+    look.by_operation = vec![
+        (Operation::GetAttr, Compared { compared: 100_000, ..Compared::default() }),
+        (Operation::ReadLink, Compared { compared, diverged, dropped: 0 }),
+    ];
+    let finding = find(&look, Rule::Divergence);
+    assert_eq!(finding.verdict, verdict, "{finding:?}");
+    assert_eq!(finding.reason.contains("readlink"), verdict == Verdict::Breach, "{finding:?}");
 }

@@ -19,6 +19,16 @@ pub struct Compared {
 }
 
 impl Compared {
+    /// What has come since an earlier look.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            compared: self.compared.saturating_sub(earlier.compared),
+            diverged: self.diverged.saturating_sub(earlier.diverged),
+            dropped: self.dropped.saturating_sub(earlier.dropped),
+        }
+    }
+
     fn add(&mut self, other: Self) {
         self.compared += other.compared;
         self.diverged += other.diverged;

@@ -49,6 +49,24 @@ async fn begun(facts: &mut watch::Receiver<Facts>) -> Option<Facts> {
     facts.wait_for(|facts| server(facts).is_some()).await.map(|facts| facts.clone()).ok()
 }
 
+/// Why it does not compare while a candidate has a share of the mount's operations. The candidate would be compared with itself, and
+/// what a comparer asks would count as evidence for it, where no program has asked for anything.
+const SHARES: &str = "the candidate serves in the mount itself";
+/// Between two looks whether it does.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Whether the backend of the shadow mount serves in the mount as well.
+fn has_share(mount: &Facts, shadow: &Facts) -> bool {
+    mount.server.as_ref().is_some_and(|(_, ledger)| ledger.weight(shadow.mount.stable()) > 0)
+}
+
+/// Waits until that is so, or is not.
+async fn until_share(mount: &Facts, shadow: &Facts, is_wanted: bool) {
+    while has_share(mount, shadow) != is_wanted {
+        sleep(LOOK).await;
+    }
+}
+
 /// Before a difference is looked at again: as long as the kernel may keep an answer, and a little more.
 fn patience(cache: &Cache) -> Duration {
     cache.attributes.max(cache.entries).max(cache.negative) + MARGIN
@@ -63,8 +81,13 @@ impl Comparer {
                 return std::future::pending().await;
             };
             let (mut at_mount, mut at_shadow) = (self.mount.clone(), self.shadow.clone());
+            if has_share(&mount, &shadow) {
+                self.pause(SHARES);
+            }
+            until_share(&mount, &shadow, false).await;
             tokio::select! {
                 never = self.pass_after_pass(&mount, &shadow) => match never {},
+                () = until_share(&mount, &shadow, true) => self.pause(SHARES),
                 _ = at_mount.wait_for(|facts| server(facts) != server(&mount)) => self.pause("the mount is not served"),
                 _ = at_shadow.wait_for(|facts| server(facts) != server(&shadow)) => {
                     self.pause("the shadow mount is not served");
