@@ -15,9 +15,9 @@ const EXAMPLES: &str = "Examples:
   lighthouse-fs rollout status projects
   lighthouse-fs rollout promote projects
 
-The steps are those of [mount.rollout] in the configuration. A rollout goes on by itself when a step's time is over, and
-outlives restarts of the daemon. In this version nothing looks at the candidate's errors meanwhile but you: `status MOUNT`
-shows them, and `rollback` ends it at once and pins the mount to its stable backend.";
+The steps are those of [mount.rollout] in the configuration. A rollout goes on by itself when a step's time is over and
+the guard has seen enough of the candidate, and outlives restarts of the daemon. A rule of the guard that is broken ends it,
+and pins the mount to its stable backend; so does `rollback`. `status MOUNT` shows the rules.";
 
 const ROLLBACK_EXAMPLES: &str = "Examples:
   lighthouse-fs rollback projects --reason 'users report stale listings'

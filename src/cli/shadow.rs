@@ -64,7 +64,7 @@ fn report(mount: &MountDivergence) -> String {
         (Some(candidate), Some(reference), Some(sample)) => {
             format!("{}: {candidate} is compared with {reference}, in {} of the calls\n", mount.name, percent(sample))
         }
-        _ => format!("{}: nothing is compared now\n", mount.name),
+        _ => format!("{}: no calls are compared now\n", mount.name),
     };
     let mut line = |line: String| {
         // Writing to a string does not fail.

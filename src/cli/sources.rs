@@ -51,7 +51,7 @@ pub struct Args {
     /// Where the API answers over TCP, address with port; "" turns it off [default: 127.0.0.1:8765 with --config, else off]
     #[arg(long, value_name = "ADDRESS", value_parser = flag("api.listen"))]
     listen: Option<String>,
-    /// Where it is said whether the candidate is ready [default: 127.0.0.1:8766 with --config, else off]
+    /// Where it is said whether the candidates answer in their shadow mounts [default: 127.0.0.1:8766 with --config, else off]
     #[arg(long, value_name = "ADDRESS", value_parser = flag("api.shadow_listen"))]
     shadow_listen: Option<String>,
     /// Where metrics and health are read [default: 127.0.0.1:9765 with --config, else off]

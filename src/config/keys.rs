@@ -117,7 +117,7 @@ pub(super) static API: &[Key<Api>] = &[
     Key {
         name: "shadow_listen",
         kind: Kind::Address(|api| &mut api.shadow_listen),
-        about: "Where it is said whether the candidate is ready, and what comparisons of it have found; \"\" turns it off. Without a file the default is \"\".",
+        about: "Where it is said whether the candidates answer in their shadow mounts, and what comparisons of it have found; \"\" turns it off. Without a file the default is \"\".",
         variable: Some("LIGHTHOUSE_SHADOW_PORT"),
         flag: Some("--shadow-listen"),
         effect: Effect::Live,

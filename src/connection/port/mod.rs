@@ -296,8 +296,9 @@ impl Carried {
 
 fn forward(device: BorrowedFd<'_>, reply: &[u8]) {
     match rustix::io::write(device, reply) {
-        // ENOENT: answered already, or the program that asked is gone. ENODEV: the connection is.
-        Ok(_) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::NODEV) => {}
+        // ENOENT: answered already, or the program that asked is gone. ENODEV: the connection is; EPIPE: so is one between
+        // sessions, whose other end was waiting for this.
+        Ok(_) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::NODEV | rustix::io::Errno::PIPE) => {}
         Err(error) => tracing::warn!(%error, length = reply.len(), "a late reply could not be forwarded"),
     }
 }
