@@ -279,6 +279,23 @@ fn a_shadow_server_comes_and_goes_beside_its_mount() {
     );
 }
 
+/// What it asks would be evidence that no program has given.
+#[test]
+fn a_candidate_that_has_a_share_is_not_compared() {
+    on_a_shadow(Backend::Fuse3, Length::Quick, &[ROOT_DIRECT], everything, |service| {
+        wait_for_shadow(&service, "is compared", |shadow| shadow["compared"].as_u64() > Some(0));
+        for step in [["rollout", "start"], ["rollout", "promote"]] {
+            assert!(service.ask(&[&step[..], &["one"]].concat()).status.success());
+        }
+        let is_paused =
+            |shadow: &Value| shadow["paused"].as_str().is_some_and(|why| why.contains("in the mount itself"));
+        wait_for_shadow(&service, "is not compared", is_paused);
+        assert!(service.ask(&["rollout", "abort", "one"]).status.success());
+        wait_for_shadow(&service, "is compared again", |shadow| shadow["paused"].is_null());
+        service.stop();
+    });
+}
+
 #[rstest]
 #[case(Backend::Fuse2, Length::Full)]
 #[case(Backend::Fuse3, Length::Quick)]
