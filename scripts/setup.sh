@@ -67,15 +67,17 @@ install_prometheus() {
 
 # install_from PACKAGE FILE MODE PLACE: installs one file of a Debian package, and nothing else of it.
 install_from() {
-  local folder
-  refresh_apt
-  folder=$(mktemp -d)
-  # apt's unprivileged download user must be able to write here.
-  chmod 0777 "$folder"
-  (cd "$folder" && apt-get download --quiet "$1" >&2)
-  dpkg-deb --extract "$folder/$1"_*.deb "$folder/unpacked"
-  install -D --owner root --group root --mode "$3" "$folder/unpacked/$2" "$4"
-  rm -rf "$folder"
+  local folder='' status
+  refresh_apt &&
+    folder=$(mktemp -d) &&
+    # apt's unprivileged download user must be able to write here.
+    chmod 0777 "$folder" &&
+    (cd "$folder" && apt-get download --quiet "$1" >&2) &&
+    dpkg-deb --extract "$folder/$1"_*.deb "$folder/unpacked" &&
+    install -D --owner root --group root --mode "$3" "$folder/unpacked/$2" "$4"
+  status=$?
+  [ -z "$folder" ] || rm -rf "$folder"
+  return "$status"
 }
 
 wants_device() {
@@ -149,6 +151,11 @@ main() {
     wanted=$("wants_$step")
     [ -n "$wanted" ] || continue
     say "installing $wanted"
+    if [ "$step" = prometheus ]; then
+      # One test needs it, and says so where it is skipped.
+      "install_$step" || say "there is none: what needs it will be skipped"
+      continue
+    fi
     "install_$step"
     wanted=$("wants_$step")
     [ -z "$wanted" ] || die "still missing after installing: $wanted"
