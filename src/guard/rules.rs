@@ -274,7 +274,7 @@ impl Judge<'_> {
         };
         let mut reason = told(ratio, "compared answers differed", span, threshold);
         let (ratio, verdict) = match self.diverging_operation(threshold) {
-            Some((operation, of_it)) if verdict != Verdict::Breach => {
+            Some((operation, of_it)) if verdict != Verdict::Breach && whole.samples >= self.minimum() => {
                 reason =
                     told(of_it, &format!("compared answers to {} differed", operation.name()), &look.whole, threshold);
                 (of_it, Verdict::Breach)

@@ -331,4 +331,9 @@ fn a_rare_operation_is_judged_by_itself(#[case] compared: u64, #[case] diverged:
     let finding = find(&look, Rule::Divergence);
     assert_eq!(finding.verdict, verdict, "{finding:?}");
     assert_eq!(finding.reason.contains("readlink"), verdict == Verdict::Breach, "{finding:?}");
+    look.whole.counts.compared = 499;
+    look.recent.counts.compared = 499;
+    look.whole.counts.diverged = 0;
+    look.recent.counts.diverged = 0;
+    assert_eq!(find(&look, Rule::Divergence).verdict, Verdict::NoData, "too few of all");
 }
