@@ -256,6 +256,7 @@ async fn run(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut wanted = mount;
     let mut changes = task.facts.clone();
+    let nothing = watch::Sender::new(Judged::default());
     loop {
         tokio::select! {
             biased;
@@ -268,7 +269,15 @@ async fn run(
                     let found = judged.borrow_and_update().clone();
                     task.heed(&found).await;
                 }
-                Err(_) => break,
+                // Its bug must not take the way back from operators. Nothing that it has found counts any more.
+                Err(_) => {
+                    tracing::error!(
+                        mount = task.mount(),
+                        "the guard has ended by a bug: nothing is rolled back and no step ends by itself any more; restart the daemon, which leaves the mounts served"
+                    );
+                    judged = nothing.subscribe();
+                    task.judged = judged.clone();
+                }
             },
             (order, result) = task.ordering.done() => task.note_done(order, result).await,
             ask = asked.recv() => match ask {
@@ -764,4 +773,39 @@ fn event_of(mount: &str, note: &Note) -> Option<events::Event> {
         }
         other => events::Event::Rollout { mount, message: other.to_string() },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Daemon, Mount};
+    use tokio::time::advance;
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_guard_operators_still_go_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut mount = Mount::new("projects", "/srv/projects", "/mnt/projects");
+        mount.rollout.candidate = Some(mount.stable().other());
+        let (_facts, facts) = watch::channel(Facts::new(Arc::new(mount)));
+        let (_happens, happened) = mpsc::unbounded_channel();
+        let (requests, _orders) = mpsc::channel(16);
+        let controls = Controls {
+            store: Store::new(folder.path(), "projects"),
+            machine: MachineId::of(&Daemon::new(folder.path().join("control.sock"))),
+            facts,
+            happened,
+            prober: Prober::off("nothing is mounted"),
+            requests,
+            events: Events::default(),
+        };
+        let ((asks, asked), (show, shown)) = (mpsc::channel(16), watch::channel(None));
+        let (guard, judged) = watch::channel(Judged::default());
+        tokio::spawn(run(controls, asked, show, judged.clone()));
+        let pilot = Pilot { asks, shown, judged };
+        drop(guard);
+        advance(TICK).await;
+        let outcome = pilot.ask("projects", rollout::Request::Rollback { reason: None }).await.unwrap();
+        assert_eq!(outcome.notes, ["rolled back and pinned: operator"]);
+        assert!(pilot.shown().unwrap().pin.is_some());
+    }
 }
