@@ -16,8 +16,8 @@ use std::time::Duration;
 use lighthouse_fs::backend::drill::{Drill, Fault, Plan};
 use lighthouse_fs::config::{Backend, Cache};
 use lighthouse_fs::connection::Negotiated;
-use lighthouse_fs::ledger::Operation;
-use lighthouse_fs::shadow::{Call, Comparer, Conditions, Contender, Sample, Verdict};
+use lighthouse_fs::ledger::{Ledger, Operation};
+use lighthouse_fs::shadow::{Call, Comparer, Comparing, Conditions, Contender, Sample, Shadow, Verdict};
 use lighthouse_fs::vfs::{
     Access, Attr, Caller, Created, DirEntry, Entry, Errno, HandleId, ListFlow, NodeId, PassThrough, ROOT, Result,
     SetAttr, StatFs, TimeSet, Timestamp, Vfs, XattrSize,
@@ -465,6 +465,34 @@ impl Vfs for Slow {
         fn fsyncdir(caller: &Caller, node: NodeId, handle: HandleId, data_only: bool) -> Result<()>;
         fn statfs(caller: &Caller, node: NodeId) -> Result<StatFs>;
     }
+}
+
+/// Of which nothing can be said, nothing is said: not that both are the same either.
+#[test]
+fn noise_is_no_evidence() {
+    in_prepared_child("noise_is_no_evidence", || {
+        let source = Source::new();
+        let ledger = Ledger::create().unwrap();
+        let slow = Arc::new(Slow(source.vfs.clone(), Duration::from_millis(1500)));
+        let (mut shadow, sampled) = Shadow::over(slow, &ledger);
+        let comparing = Comparing { reference: Backend::Fuse2, candidate: Backend::Fuse3, rate: 1. };
+        let conditions = || Conditions { limit: Duration::from_millis(500), ..conditions() };
+        shadow.compare(Some(comparing), conditions).unwrap();
+        sampled.getattr(&CALLER, source.file, None).unwrap();
+        let began = std::time::Instant::now();
+        while shadow.told().noise.is_empty() {
+            assert!(began.elapsed() < Duration::from_secs(30), "{:?}", shadow.told());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!((shadow.told().noise[&Operation::GetAttr], ledger.comparisons().total().compared), (1, 0));
+        sampled.readlink(&CALLER, source.link).unwrap();
+        while ledger.comparisons().get(Operation::ReadLink).compared == 0 {
+            assert!(began.elapsed() < Duration::from_secs(30), "{:?}", shadow.told());
+            // A session that was silent is replaced after a second.
+            sampled.readlink(&CALLER, source.link).unwrap();
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
 }
 
 #[test]

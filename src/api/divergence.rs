@@ -46,8 +46,8 @@ pub struct MountDivergence {
     pub diverged: u64,
     /// Calls that there was no time for.
     pub dropped: u64,
-    /// Comparisons in which the reference did not agree with itself, because the source was changing; they are among
-    /// those that were compared. Since the server began.
+    /// Calls that could not be compared because the reference did not agree with itself: the source was changing. They are
+    /// not among those that were compared. Since the server began.
     pub noise: u64,
     /// The share that diverged, with its 95 % confidence interval; `null` without any comparison.
     pub rate: Option<Rate>,
@@ -67,7 +67,7 @@ pub struct OperationDivergence {
     pub compared: u64,
     /// Those of them that diverged.
     pub diverged: u64,
-    /// Those of them in which the reference did not agree with itself, since the server began.
+    /// Calls that could not be compared because the reference did not agree with itself, since the server began.
     pub noise: u64,
     /// Calls that there was no time for.
     pub dropped: u64,
@@ -105,7 +105,7 @@ impl MountDivergence {
             let rate = Rate::of(diverged, compared);
             let noise = told.noise.get(operation).copied().unwrap_or(0);
             let counts = OperationDivergence { operation: *operation, compared, diverged, noise, dropped, rate };
-            (compared + dropped > 0).then_some(counts)
+            (compared + dropped + noise > 0).then_some(counts)
         };
         Self {
             name: name.into(),

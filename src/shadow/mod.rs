@@ -155,10 +155,8 @@ impl Worker {
         let comparisons = self.ledger.comparisons();
         match &compared.verdict {
             Verdict::Same => comparisons.compared(operation, false),
-            Verdict::Noise => {
-                self.findings.count_noise(operation);
-                comparisons.compared(operation, false);
-            }
+            // Nothing can be said of it, so it is no evidence either: a source that changes all the time proves nobody right.
+            Verdict::Noise => self.findings.count_noise(operation),
             Verdict::Diverged(what) => {
                 let (reference, candidate) = (&compared.reference, &compared.candidate);
                 if self.findings.add(operation, || report::example(sample, what, reference, candidate)) {

@@ -67,7 +67,7 @@ pub struct Example {
 pub struct Told {
     /// What is being compared.
     pub comparing: Option<Comparing>,
-    /// Comparisons in which the reference did not agree with itself.
+    /// Calls that could not be compared, because the reference did not agree with itself.
     pub noise: BTreeMap<Operation, u64>,
     /// Why nothing can be compared at the moment.
     pub trouble: Option<String>,
